@@ -1,0 +1,87 @@
+# evworker: `make help` lists what there is. Needs Python 3.11 or newer, and a package index for pip.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-unit lint format wheel-test bench coverage install services clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## an event's whole way on a real broker, narrated
+	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
+	eval "$$found"; \
+	EVWORKER_BROKER_URL="$${EVWORKER_TEST_BROKER_URL%%[ ,]*}"; export EVWORKER_BROKER_URL; \
+	$(BIN)/evworker demo $(ARGS)
+
+test: $(VENV)/.installed-dev ## all tests, on every broker of EVWORKER_TEST_BROKER_URL (ARGS="-k retry")
+	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
+	set -a; eval "$$found"; set +a; \
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+test-unit: $(VENV)/.installed-dev ## the tests that need no broker
+	$(BIN)/python -m pytest -m "not broker" $(ARGS)
+
+lint: $(VENV)/.installed-dev ## style, formatting, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pip check
+
+format: $(VENV)/.installed-dev ## put the code into its one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel-test: $(VENV)/.installed-dev ## build sdist and wheel, and use the wheel in a clean environment
+	@$(BIN)/python -m tests.wheel
+
+bench: $(VENV)/.installed-dev ## consume side by side with bare aio-pika
+	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
+	set -a; eval "$$found"; set +a; \
+	$(BIN)/python benchmarks/consume.py $(ARGS)
+
+coverage: $(VENV)/.installed-dev ## all tests in one process, and which lines they reach
+	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
+	set -a; eval "$$found"; set +a; \
+	$(BIN)/coverage erase && $(BIN)/coverage run -m pytest $(ARGS); status=$$?; \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
+
+install: $(VENV)/.installed-dev ## .venv with the project and its tools
+
+services: ## print the broker's URL as the tests would find it, starting one if need be
+	@$(MAKE) --no-print-directory --silent $(BIN)/python
+	@$(BIN)/python -m tests.services --need broker
+
+clean: ## remove .venv and everything that was built or cached
+	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment. Stamps make a second run quick; a change of the dependencies renews it.
+
+$(BIN)/python:
+	@for python in $${PYTHON:-python3.13 python3.12 python3.11 python3}; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    echo "Making $(VENV) with $$("$$python" --version)" >&2; \
+	    rm -rf $(VENV); \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	    rm -rf $(VENV); exit 1; \
+	  fi; \
+	done; \
+	echo "evworker needs Python 3.11 or newer with its venv module (Debian: python3-venv), and found none; name one with PYTHON=..." >&2; \
+	exit 1
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing evworker into $(VENV)" >&2
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing evworker and its development tools into $(VENV)" >&2
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,46 @@
+"""Frames of one channel, gathered while the loop turns and written together.
+
+aiormq writes each frame on its own, which costs a system call and a few wake-ups for each message.
+A thousand letters a second are spared that here: publishes and acks of one turn go out as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiormq.abc import ChannelFrame
+
+if TYPE_CHECKING:
+    from aiormq.abc import AbstractChannel
+
+
+class Gathering:
+    """What is on its way out on one channel."""
+
+    def __init__(self, channel: AbstractChannel) -> None:
+        self._writes = channel.connection.write_queue
+        self._channel = channel
+        self._frames: list[bytes] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    def send(self, frame: bytes) -> None:
+        """Send it at the next turn of the loop; on a channel that is gone, nowhere."""
+        self._frames.append(frame)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+
+    async def written(self) -> None:
+        """Wait until all is handed over, so that what is sent otherwise comes after it."""
+        while self._writing is not None:
+            await asyncio.wait([self._writing])
+
+    async def _write(self) -> None:
+        try:
+            while self._frames and not self._channel.is_closed:
+                payload = b"".join(self._frames)
+                self._frames.clear()
+                await self._writes.put(ChannelFrame(payload, should_close=False))
+        finally:
+            self._writing = None
+            self._frames.clear()

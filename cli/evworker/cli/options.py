@@ -1,0 +1,84 @@
+"""Options that several verbs share, each declared once, and their types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_BROKER_URL = "amqp://localhost"
+
+
+def comma_list(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The type of options that take names between commas, and may be repeated (see `flatten`)."""
+    if isinstance(value, tuple):
+        return value
+    return tuple(name for part in value.split(",") if (name := part.strip()))
+
+
+def seconds(value: str | float) -> float:
+    """The type of durations: a number of seconds, 0 included, or written like ``500ms``, ``5m``."""
+    try:
+        number = float(value)
+    except ValueError:
+        from evworker.broker import DurationError, parse_duration
+
+        try:
+            return parse_duration(value)
+        except DurationError as error:
+            raise click.BadParameter(str(error)) from error
+    if not 0 <= number < float("inf"):
+        raise click.BadParameter(f"{value!r} is not a duration; write for example 30s or 5m.")
+    return number
+
+
+def flatten(
+    _ctx: click.Context, _param: click.Parameter, value: tuple[tuple[str, ...], ...]
+) -> tuple[str, ...]:
+    """The callback of repeatable options of type comma_list: all their names in one."""
+    return tuple(name for names in value for name in names)
+
+
+def broker_url(command: F) -> F:
+    return click.option(
+        "-b",
+        "--broker-url",
+        metavar="URL",
+        envvar="EVWORKER_BROKER_URL",
+        default=DEFAULT_BROKER_URL,
+        show_default=True,
+        help="The broker: amqp://user:password@host[:port][,host…]/vhost, or amqps://.",
+    )(command)
+
+
+def exchange(command: F) -> F:
+    return click.option(
+        "-e",
+        "--exchange",
+        metavar="NAME",
+        envvar="EVWORKER_EXCHANGE",
+        default="events",
+        show_default=True,
+        help="The topic exchange that events are published to.",
+    )(command)
+
+
+def app(help_text: str) -> Callable[[F], F]:
+    """`-A/--app`; what the named modules are needed for differs from verb to verb."""
+    return click.option(
+        "-A",
+        "--app",
+        metavar="MODULE[:ATTR]",
+        type=comma_list,
+        multiple=True,
+        callback=flatten,
+        envvar="EVWORKER_APP",
+        help=f"{help_text} Repeat it, or use commas.",
+    )
+
+
+def as_json(help_text: str) -> Callable[[F], F]:
+    return click.option("--json", "as_json", is_flag=True, help=help_text)

@@ -1,0 +1,163 @@
+"""`evworker run`: load plugins and feed them until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from evworker.cli import options
+from evworker.cli.failures import FOUND_SOMETHING
+from evworker.cli.settings import Verb
+
+if TYPE_CHECKING:
+    from evworker.cli.logs import LogFormat
+    from evworker.workers import Worker
+
+COUNT = click.IntRange(min=1)
+
+
+@click.command(cls=Verb)
+@click.argument(
+    "plugins",
+    nargs=-1,
+    metavar="[PLUGINS]...",
+    type=options.comma_list,
+    callback=options.flatten,
+)
+@options.app("The same as PLUGINS.")
+@options.broker_url
+@options.exchange
+@click.option(
+    "-Q",
+    "--queue",
+    "queues",
+    metavar="NAME",
+    type=options.comma_list,
+    multiple=True,
+    callback=options.flatten,
+    help="Consume from these queues only. Repeat it, or use commas.",
+)
+@click.option(
+    "-X",
+    "--exclude-queue",
+    "exclude_queues",
+    metavar="NAME",
+    type=options.comma_list,
+    multiple=True,
+    callback=options.flatten,
+    help="Consume from all queues but these. Repeat it, or use commas.",
+)
+@click.option(
+    "-c",
+    "--concurrency",
+    type=COUNT,
+    metavar="N",
+    help="How many events each consumer handles at once, instead of what it says itself.",
+)
+@click.option(
+    "--prefetch",
+    type=COUNT,
+    metavar="N",
+    help="How many events the broker hands each consumer ahead, instead of what it says itself.",
+)
+@click.option("--burst", is_flag=True, help="Stop once all queues, retries included, are empty.")
+@click.option("--max-events", type=COUNT, metavar="N", help="Stop after so many attempts.")
+@click.option(
+    "--shutdown-timeout",
+    "shutdown_timeout_s",
+    type=options.seconds,
+    metavar="DURATION",
+    default="30s",
+    show_default=True,
+    help="How long running handlers may take to end after SIGTERM or SIGINT.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["console", "json"]),
+    help="Lines for people or for machines.  [default: console on a terminal, else json]",
+)
+@click.option(
+    "-l",
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="debug has a line for each success, warning begins with retries, error with dead letters.",
+)
+def run(  # noqa: PLR0917 - click hands them over by name
+    plugins: tuple[str, ...],
+    app: tuple[str, ...],
+    broker_url: str,
+    exchange: str,
+    queues: tuple[str, ...],
+    exclude_queues: tuple[str, ...],
+    concurrency: int | None,
+    prefetch: int | None,
+    burst: bool,
+    max_events: int | None,
+    shutdown_timeout_s: float,
+    log_format: LogFormat | None,
+    log_level: str,
+) -> None:
+    """Run plugins: feed their consumers until told to stop.
+
+    PLUGINS are modules, or module:attribute where that is a plugin, several, or a function that
+    makes them; without any, those of the installed packages (entry points "evworker.plugins").
+
+    SIGTERM and SIGINT stop it gracefully: no new events, running handlers may end, what has not
+    started goes back to its queue. A second signal stops it at once; nothing is lost, what was
+    running is delivered again.
+
+    \b
+    evworker run shop.billing shop.notifications
+    evworker run shop.billing -Q billing.charge -c 20
+    evworker run shop.billing --burst
+    """  # noqa: D301 - click reads \b
+    from evworker.cli.loading import load
+    from evworker.cli.logs import configure_logs
+    from evworker.workers import Worker, delivery_log_fields
+
+    configure_logs(log_level, log_format, delivery_log_fields)
+    loaded = load(plugins or app, plugins_expected=True)
+    worker = Worker(
+        loaded.plugins,
+        broker_url,
+        exchange=exchange,
+        queues=queues,
+        exclude_queues=exclude_queues,
+        concurrency=concurrency,
+        prefetch=prefetch,
+        burst=burst,
+        max_events=max_events,
+        shutdown_timeout_s=shutdown_timeout_s,
+    )
+    try:
+        asyncio.run(_work(worker))
+    finally:
+        if worker.abandoned:
+            _leave_threads_behind(worker.abandoned)
+
+
+async def _work(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    await worker.run()
+
+
+def _leave_threads_behind(handlers: int) -> NoReturn:
+    """End the process although threads run: Python can't stop them, and would wait for them."""
+    import structlog
+
+    structlog.get_logger("evworker.run").warning(
+        "left plain-function handlers running; the broker delivers their events again",
+        handlers=handlers,
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(FOUND_SOMETHING)

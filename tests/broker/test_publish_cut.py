@@ -1,0 +1,193 @@
+"""Publishing over a connection that breaks, hangs or is blocked: no result is ever made up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
+
+import pytest
+from pamqp import commands
+
+from evworker.broker import (
+    BrokerError,
+    Connection,
+    ConnectionLostError,
+    Envelope,
+    Publisher,
+    PublishTimeoutError,
+    count_messages,
+)
+from tests.broker.conftest import Bind, Take
+from tests.broker.events import Blob, OrderPlaced
+from tests.broker.proxy import Proxy
+from tests.waiting import eventually
+
+
+@pytest.fixture
+async def proxied(proxy: Proxy, exchange: str) -> AsyncIterator[Publisher]:
+    """A publisher on a wire that can be cut. Ask for `publisher` too, to declare its exchange."""
+    async with Publisher(proxy.address, exchange=exchange, source="tests") as opened:
+        yield opened
+
+
+async def publish(publisher: Publisher, number: int) -> Envelope:
+    return await publisher.publish(OrderPlaced(order_id=str(number)), id=f"id-{number}")
+
+
+async def test_a_confirm_that_does_not_come_is_a_timeout_and_the_event_may_be_there(
+    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
+) -> None:
+    queue = await bind("orders.placed")
+    proxy.swallows_confirms = True
+    with pytest.raises(
+        PublishTimeoutError, match=r"orders\.placed id-1: no confirm for 0\.3 s; .* may have it"
+    ):
+        await proxied.publish(OrderPlaced(order_id="1"), id="id-1", timeout_s=0.3)
+    assert await count_messages(connection, queue.name) == 1
+
+
+async def test_after_a_timeout_the_publisher_goes_on_and_the_id_can_be_used_again(
+    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
+) -> None:
+    queue = await bind("orders.placed")
+    proxy.swallows_confirms = True
+    with pytest.raises(PublishTimeoutError):
+        await proxied.publish(OrderPlaced(order_id="1"), id="id-1", timeout_s=0.2)
+    proxy.swallows_confirms = False
+    await publish(proxied, 1)
+    assert await count_messages(connection, queue.name) == 2
+
+
+async def test_a_large_event_has_a_deadline_too(
+    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
+) -> None:
+    queue = await bind("blobs.*")
+    proxy.swallows_confirms = True
+    with pytest.raises(PublishTimeoutError, match="no confirm"):
+        await proxied.publish(Blob(content="x" * 2_000_000), timeout_s=1)
+    assert await count_messages(connection, queue.name) == 1
+
+
+async def test_a_deadline_counts_while_there_is_no_connection(
+    proxied: Publisher, proxy: Proxy
+) -> None:
+    proxy.refuse()
+    proxy.cut()
+    await eventually(lambda: not proxied_is_connected(proxied))
+    with pytest.raises(PublishTimeoutError, match="not sent, there was no channel to amqp://"):
+        await proxied.publish(OrderPlaced(order_id="1"), timeout_s=0.2)
+
+
+def proxied_is_connected(publisher: Publisher) -> bool:
+    channel = publisher._channel  # noqa: SLF001 - nobody else can tell that it has noticed
+    return channel is not None and not channel.is_closed
+
+
+async def test_all_that_is_in_flight_when_the_connection_breaks_is_told_so(
+    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
+) -> None:
+    queue = await bind("orders.placed")
+    proxy.hold()
+    publishing = [asyncio.create_task(publish(proxied, number)) for number in range(200)]
+
+    async def all_sent() -> bool:
+        return await count_messages(connection, queue.name) == 200
+
+    await eventually(all_sent)
+    proxy.refuse()
+    proxy.cut()
+    results = await asyncio.gather(*publishing, return_exceptions=True)
+    assert {type(result) for result in results} == {ConnectionLostError}
+    assert str(results[7]).startswith("orders.placed id-7: the connection was lost")
+    assert not any(task.cancelled() for task in publishing)
+
+
+async def test_the_publisher_comes_back_and_what_is_published_meanwhile_waits(
+    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
+) -> None:
+    queue = await bind("orders.placed")
+    await publish(proxied, 0)
+    proxy.refuse()
+    proxy.cut()
+    await eventually(lambda: not proxied_is_connected(proxied))
+    waiting = [asyncio.create_task(publish(proxied, number)) for number in range(1, 50)]
+    await proxy.listen()
+    await asyncio.gather(*waiting)
+    assert await count_messages(connection, queue.name) == 50
+
+
+def more_than(things: set[str], count: int) -> bool:
+    return len(things) > count
+
+
+async def test_however_often_it_breaks_each_publish_is_confirmed_or_raises(
+    proxied: Publisher, proxy: Proxy, bind: Bind, take: Take
+) -> None:
+    queue = await bind("orders.placed")
+    confirmed: set[str] = set()
+
+    async def insist(number: int) -> None:
+        while f"id-{number}" not in confirmed:
+            try:
+                await publish(proxied, number)
+            except ConnectionLostError:
+                continue
+            confirmed.add(f"id-{number}")
+
+    for cut in range(3):
+        publishing = [asyncio.create_task(insist(cut * 300 + n)) for n in range(300)]
+        await eventually(partial(more_than, confirmed, cut * 300 + 50))
+        proxy.cut()
+        await asyncio.gather(*publishing)
+    assert len(confirmed) == 900
+    assert {message.message_id for message in await take(queue)} == confirmed
+
+
+async def test_a_publish_that_is_cancelled_is_cancelled_and_frees_its_id(
+    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
+) -> None:
+    queue = await bind("orders.placed")
+    proxy.swallows_confirms = True
+    publishing = asyncio.create_task(publish(proxied, 1))
+
+    async def sent() -> bool:
+        return await count_messages(connection, queue.name) == 1
+
+    await eventually(sent)
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    proxy.swallows_confirms = False
+    await publish(proxied, 1)
+
+
+async def test_closing_while_publishing_leaves_nothing_hanging(
+    broker_url: str, exchange: str
+) -> None:
+    publisher = Publisher(broker_url, exchange=exchange)
+    await publisher.open()
+    publishing = [asyncio.create_task(publish(publisher, number)) for number in range(300)]
+    await asyncio.sleep(0)
+    await publisher.close()
+    results = await asyncio.gather(*publishing, return_exceptions=True)
+    assert {type(one) for one in results if not isinstance(one, Envelope)} <= {
+        ConnectionLostError,
+        BrokerError,
+    }
+
+
+async def test_a_broker_that_blocks_publishing_is_noticed_and_named(
+    proxied: Publisher, proxy: Proxy, connection: Connection
+) -> None:
+    blocked = Connection(proxy.address, name="blocked")
+    async with blocked, Publisher(blocked, exchange=proxied.exchange) as publisher:
+        proxy.say(commands.Connection.Blocked("low on memory"))
+        await eventually(lambda: blocked.is_blocked)
+        proxy.swallows_confirms = True
+        with pytest.raises(PublishTimeoutError, match=r"the broker blocks publishing for 0\.2 s"):
+            await publisher.publish(OrderPlaced(order_id="1"), timeout_s=0.2)
+        proxy.swallows_confirms = False
+        proxy.say(commands.Connection.Unblocked())
+        await eventually(lambda: not blocked.is_blocked)
+        await publisher.publish(OrderPlaced(order_id="2"))

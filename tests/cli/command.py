@@ -1,0 +1,95 @@
+"""The real command, run as a process of its own in a folder of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr; fails when there are more, or a traceback."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: "), self.err
+        return lines[0].removeprefix("error: ")
+
+
+class Command:
+    """Runs `evworker` in `folder`, which starts empty, with no EVWORKER_ settings but its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment: dict[str, str] = {}
+
+    def write(self, name: str, text: str) -> Path:
+        """A file in the command's folder."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(dedent(text), encoding="utf-8")
+        return file
+
+    async def __call__(
+        self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> Result:
+        async with self.started(*arguments, env=env) as process:
+            async with asyncio.timeout(TIMEOUT_S):
+                out, err = await process.communicate(stdin)
+        assert process.returncode is not None
+        return Result(process.returncode, out.decode(), err.decode())
+
+    @asynccontextmanager
+    async def started(
+        self, *arguments: str, env: Mapping[str, str] | None = None
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        """The command at work; killed at the end if it has not ended by then."""
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("EVWORKER_")
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "evworker",
+            *arguments,
+            cwd=self.folder,
+            env={**inherited, **self.environment, **(env or {})},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.communicate()
+
+
+async def line_with(stream: asyncio.StreamReader | None, text: str) -> str:
+    """The next line of the stream that holds the text."""
+    assert stream is not None
+    async with asyncio.timeout(TIMEOUT_S):
+        while line := (await stream.readline()).decode():
+            if text in line:
+                return line
+    raise AssertionError(f"the stream ended without {text!r}")

@@ -1,0 +1,118 @@
+"""What every test may ask for: the brokers, a unique name, and somebody who cleans up.
+
+Tests that take `broker_url` run once on each broker that EVWORKER_TEST_BROKER_URL lists.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import uuid
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+
+from tests.logins import NoServiceError, broker_version
+from tests.services import BROKER_VARIABLE
+from tests.services import broker_urls as listed_broker_urls
+
+
+class Cleanup:
+    """Deletes the queues and exchanges that a test registered, once the test is over.
+
+    Names need not exist, then or ever. A test that lets the framework derive names from a
+    queue's registers the family at once: `cleanup.queue("billing", family=True)` covers
+    `billing.dlq`, `billing.quarantine` and every `billing.retry.<delay>` that `retry_delays` names.
+    """
+
+    def __init__(self, broker_url: str) -> None:
+        self._broker_url = broker_url
+        self._queues: list[str] = []
+        self._exchanges: list[str] = []
+
+    def queue(self, name: str, *, family: bool = False, retry_delays: tuple[str, ...] = ()) -> str:
+        """Register a queue; returns its name, so that it can be named and registered at once."""
+        self._queues.append(name)
+        if family or retry_delays:
+            self._queues += [f"{name}.dlq", f"{name}.quarantine"]
+        self._queues += [f"{name}.retry.{delay}" for delay in retry_delays]
+        return name
+
+    def exchange(self, name: str) -> str:
+        """Register an exchange; returns its name."""
+        self._exchanges.append(name)
+        return name
+
+    async def delete_all(self) -> None:
+        if not self._queues and not self._exchanges:
+            return
+        connection = await aio_pika.connect(self._broker_url)
+        async with connection:
+            channel = await connection.channel()
+            for name in dict.fromkeys(self._queues):
+                await channel.queue_delete(name)
+            for name in dict.fromkeys(self._exchanges):
+                await channel.exchange_delete(name)
+
+
+@functools.cache
+def version_of(url: str) -> str | NoServiceError:
+    """Asked once a process. A broker that is down fails the tests that need it, and no others."""
+    try:
+        return broker_version(url)
+    except NoServiceError as error:
+        return error
+
+
+def broker_id(url: str) -> str:
+    version = version_of(url)
+    port = urlsplit(url).port or 5672
+    return f"rabbitmq-{version}" if isinstance(version, str) else f"broker-at-{port}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "broker_url" in metafunc.fixturenames:
+        urls = listed_broker_urls()
+        ids = [broker_id(url) for url in urls]
+        if len(set(ids)) < len(ids):
+            ids = [f"{name}-at-{urlsplit(url).port}" for name, url in zip(ids, urls, strict=True)]
+        metafunc.parametrize("broker_url", urls, ids=ids, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what talks to a broker, so that `-m "not broker"` leaves the rest."""
+    for item in items:
+        if {"broker_url", "broker_urls"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.broker)
+
+
+@pytest.fixture(scope="session")
+def broker_urls() -> list[str]:
+    """Every broker that the tests may use; at least one, and none of them need be up."""
+    return listed_broker_urls()
+
+
+@pytest.fixture(scope="session")
+def broker_url(request: pytest.FixtureRequest) -> str:
+    """An AMQP URL with credentials; the broker answers, or the test fails and says why."""
+    url: str = request.param
+    version = version_of(url)
+    if isinstance(version, NoServiceError):
+        pytest.fail(f"No RabbitMQ: {version}; {BROKER_VARIABLE} says where one is.", pytrace=False)
+    return url
+
+
+@pytest.fixture
+def unique() -> str:
+    """A short prefix that no other test has; queues and exchanges are named with it."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw")
+    return f"t-{worker}-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+async def cleanup(broker_url: str) -> AsyncIterator[Cleanup]:
+    registered = Cleanup(broker_url)
+    yield registered
+    await registered.delete_all()

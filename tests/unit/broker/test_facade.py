@@ -1,0 +1,50 @@
+"""The ground floor's front door: what is listed is what is there, and nothing else is."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import evworker.broker
+from evworker.broker import errors
+
+
+def test_what_is_exported_is_what_is_listed() -> None:
+    public = {
+        name
+        for name, value in vars(evworker.broker).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public == set(evworker.broker.__all__)
+    assert len(evworker.broker.__all__) == len(set(evworker.broker.__all__))
+
+
+def test_every_error_can_be_caught_by_a_user() -> None:
+    own = {
+        name
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and kind.__module__ == errors.__name__
+    }
+    assert own <= set(evworker.broker.__all__)
+
+
+def test_everything_public_says_what_it_is() -> None:
+    undocumented = [
+        name
+        for name in evworker.broker.__all__
+        if name != "Duration"  # an alias: its words stand beside it
+        and not inspect.getdoc(getattr(evworker.broker, name))
+    ]
+    assert not undocumented
+
+
+def test_a_producer_loads_no_other_floor_and_no_command() -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, evworker.broker; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    assert "evworker.broker.publisher" in loaded
+    assert not {"evworker.workers", "evworker.cli", "click", "sqlalchemy"} & set(loaded)

@@ -1,0 +1,85 @@
+"""A TCP proxy before the broker: a network that a test can cut, freeze, or not have yet."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+
+class Proxy:
+    """Listens on a port of its own, which is known before anything listens there."""
+
+    def __init__(self, broker_url: str) -> None:
+        parts = urlsplit(broker_url)
+        self._target = (parts.hostname or "127.0.0.1", parts.port or 5672)
+        with socket.socket() as placeholder:
+            placeholder.bind(("127.0.0.1", 0))
+            self.port: int = placeholder.getsockname()[1]
+        login = parts.netloc.rpartition("@")[0]
+        self.url = f"amqp://{login}@127.0.0.1:{self.port}{parts.path}"
+        self.accepted = 0
+        """How many connections there have been; a worker's first consumes, its second publishes."""
+        self.held = 0
+        """How many pieces have been kept back since it froze."""
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._flowing: dict[int, asyncio.Event] = {}
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    def cut(self) -> None:
+        """Break every connection at once, as a failing network does; new ones are let in."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def freeze(self, connection: int | None = None) -> None:
+        """Let nothing pass any more, and close nothing either: on one connection, or on all."""
+        self.held = 0
+        for number, flowing in self._flowing.items():
+            if connection in (None, number):
+                flowing.clear()
+
+    def thaw(self) -> None:
+        for flowing in self._flowing.values():
+            flowing.set()
+
+    async def refuse(self) -> None:
+        """Listen no more; connections that exist stay."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def close(self) -> None:
+        await self.refuse()
+        self.cut()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        flowing = self._flowing[self.accepted] = asyncio.Event()
+        flowing.set()
+        there, back = await asyncio.open_connection(*self._target)
+        self._writers |= {writer, back}
+        for source, sink in ((reader, back), (there, writer)):
+            pump = asyncio.create_task(self._pump(source, sink, flowing))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event
+    ) -> None:
+        with suppress(OSError):
+            while chunk := await source.read(65_536):
+                self.held += not flowing.is_set()
+                await flowing.wait()
+                sink.write(chunk)
+                await sink.drain()
+        self._writers.discard(sink)
+        sink.close()

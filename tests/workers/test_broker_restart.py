@@ -1,0 +1,165 @@
+"""A broker that is killed while events are published and consumed, and comes back.
+
+On a private node: everybody else's stays up. The broker of EVWORKER_TEST_RABBITMQ_SERVER if that is
+set, else the machine's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from evworker.broker import PublishError
+from evworker.workers import Context, Plugin, Retry, plan_topology
+from tests.conftest import Cleanup
+from tests.waiting import eventually
+from tests.workers.rabbitmq_node import SERVER_VARIABLE, Node, server_command
+from tests.workers.stage import ANY_VERSION, OrderPlaced, OutOfLuckError, Stage
+
+pytestmark = pytest.mark.broker
+
+EVENTS = 1_000
+COMING_BACK_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    command = server_command()
+    if command is None:
+        reason = f"no rabbitmq-server on this machine to be killed; {SERVER_VARIABLE} can name one"
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    node = Node(command, tmp_path_factory.mktemp("rabbitmq"))
+    node.start()
+    yield node
+    node.kill()
+
+
+@pytest.fixture
+async def private_stage(node: Node, unique: str) -> AsyncIterator[Stage]:
+    stage = Stage(node.url, unique, Cleanup(node.url))  # nobody cleans up: the node is thrown away
+    async with stage.connection:
+        await stage.publisher.open()
+        yield stage
+
+
+async def declare_for_good(stage: Stage, node: Node, plugin: Plugin) -> None:
+    await stage.declare(plugin)
+    plan = plan_topology([plugin], exchange=stage.exchange, version=ANY_VERSION)
+    queues = {queue.name for queue in plan.queues}
+    await eventually(lambda: node.remembers(queues), "the node has its queues on disk")
+
+
+async def restart(node: Node) -> None:
+    await asyncio.to_thread(node.kill)
+    await asyncio.to_thread(node.start)
+
+
+class Publishing:
+    """Publishes events as a careful program does: a failed publish again, with the same id."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._free = asyncio.Semaphore(100)
+        self.confirmed: set[str] = set()
+        self.failed = 0
+
+    async def all_events(self) -> None:
+        await asyncio.gather(*(self._publish(number) for number in range(EVENTS)))
+
+    async def _publish(self, number: int) -> None:
+        id = f"e-{number}"
+        async with self._free:
+            while id not in self.confirmed:
+                try:
+                    await self._stage.publish(OrderPlaced(order_id=str(number)), id=id)
+                except PublishError:
+                    self.failed += 1
+                else:
+                    self.confirmed.add(id)
+
+
+class Handling:
+    """Every third event fails at its first attempt, and every hundredth at each."""
+
+    def __init__(self) -> None:
+        self.handled: set[str] = set()
+        self.closed_after = EVENTS
+        self.opened = asyncio.Event()
+
+    async def __call__(self, event: OrderPlaced, ctx: Context) -> None:
+        number = int(event.order_id)
+        if number % 100 == 0 or (number % 3 == 0 and ctx.attempt == 1):
+            raise OutOfLuckError
+        if len(self.handled) >= self.closed_after:
+            await self.opened.wait()
+        self.handled.add(ctx.envelope.id)
+
+
+RETRY = Retry("500ms")
+ALL = {f"e-{number}" for number in range(EVENTS)}
+HOPELESS = {f"e-{number}" for number in range(0, EVENTS, 100)}
+
+
+async def check_nothing_is_lost(stage: Stage, handling: Handling) -> None:
+    queue = stage.queue("charge")
+
+    async def all_settled() -> bool:
+        letters = await stage.letters(queue)
+        assert {letter.failure.reason for letter in letters} == {"failed"}
+        assert {letter.id for letter in letters} == HOPELESS
+        return handling.handled == ALL - HOPELESS
+
+    await eventually(all_settled, timeout_s=COMING_BACK_S)
+    assert await stage.waiting_in(queue) == 0
+
+
+async def test_a_restart_during_publishing_loses_nothing_that_was_confirmed(
+    private_stage: Stage, node: Node
+) -> None:
+    publishing, handling = Publishing(private_stage), Handling()
+    plugin = private_stage.plugin(handling, OrderPlaced, retry=RETRY)
+    await declare_for_good(private_stage, node, plugin)
+    everything = asyncio.create_task(publishing.all_events())
+    await eventually(lambda: len(publishing.confirmed) > 200)
+    await asyncio.to_thread(node.kill)
+    before = set(publishing.confirmed)
+    assert len(before) < EVENTS
+    await asyncio.to_thread(node.start)
+    await asyncio.wait_for(everything, COMING_BACK_S)
+    assert publishing.failed > 0
+    assert publishing.confirmed == ALL
+    async with private_stage.working(plugin):
+        await check_nothing_is_lost(private_stage, handling)
+
+
+async def test_a_restart_during_consuming_loses_nothing(private_stage: Stage, node: Node) -> None:
+    publishing, handling = Publishing(private_stage), Handling()
+    handling.closed_after = 300
+    plugin = private_stage.plugin(handling, OrderPlaced, retry=RETRY)
+    await declare_for_good(private_stage, node, plugin)
+    await publishing.all_events()
+    async with private_stage.working(plugin) as worker:
+        await eventually(lambda: len(handling.handled) >= 300)
+        await restart(node)
+        handling.opened.set()
+        await check_nothing_is_lost(private_stage, handling)
+    assert worker.counts.retried > 0
+
+
+async def test_restarts_during_both_lose_nothing(private_stage: Stage, node: Node) -> None:
+    publishing, handling = Publishing(private_stage), Handling()
+    plugin = private_stage.plugin(handling, OrderPlaced, retry=RETRY)
+    await declare_for_good(private_stage, node, plugin)
+    async with private_stage.working(plugin):
+        everything = asyncio.create_task(publishing.all_events())
+        await eventually(lambda: len(publishing.confirmed) > 100 and len(handling.handled) > 50)
+        await restart(node)
+        await asyncio.wait_for(everything, COMING_BACK_S)
+        await restart(node)
+        await check_nothing_is_lost(private_stage, handling)
+    assert publishing.confirmed == ALL

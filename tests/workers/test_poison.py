@@ -1,0 +1,59 @@
+"""Messages that kill their worker, among others that only happened to be near."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.workers.stage import OrderPlaced, Stage
+from tests.workers.test_processes import Processes
+from tests.workers.worker_process import KILLED, make_plugin
+
+GOOD = [number for number in range(1, 600) if number % 100][:500]
+MOST_CRASHES = 8
+
+
+@pytest.mark.parametrize("priorities", [None, 5], ids=["quorum", "priority"])
+async def test_a_killer_among_five_hundred_is_the_only_dead_letter(
+    stage: Stage, tmp_path: Path, priorities: int | None
+) -> None:
+    processes = Processes(stage, tmp_path)
+    processes.priorities = priorities
+    await stage.declare(make_plugin(processes.queue, -1, priorities=priorities, concurrency=1))
+    for number in (*GOOD[:250], -1, *GOOD[250:]):
+        await stage.publish(OrderPlaced(order_id=str(number)), id=f"e-{number}")
+
+    codes: list[int] = []
+    while 0 not in codes and len(codes) < MOST_CRASHES:
+        process = await processes.start("--burst")
+        codes.append(await asyncio.wait_for(process.wait(), 120))
+
+    assert codes == [KILLED] * (len(codes) - 1) + [0]
+    assert set(processes.handled()) == {f"e-{number}" for number in GOOD}
+    letter = await stage.letter(processes.queue)
+    assert (letter.id, letter.failure.reason) == ("e--1", "crashed")
+    assert letter.failure.origin_routing_key == "orders.placed"
+    assert "died" in str(letter.failure.error_message)
+
+
+async def test_what_is_handed_back_by_a_stop_is_no_suspect(stage: Stage) -> None:
+    held = asyncio.Event()
+    started = asyncio.Event()
+
+    async def handle(event: OrderPlaced, ctx: object) -> None:
+        started.set()
+        await held.wait()
+
+    plugin = stage.plugin(handle, OrderPlaced, concurrency=1, prefetch=10)
+    async with stage.working(plugin) as worker:
+        for number in range(10):
+            await stage.publish(OrderPlaced(order_id=str(number)))
+        await started.wait()
+        worker.stop()
+        held.set()
+    assert worker.counts.handed_back > 0
+    after = await stage.work(plugin)
+    assert after.counts.quarantined == 0
+    assert worker.counts.handled + after.counts.handled == 10

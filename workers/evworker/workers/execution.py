@@ -1,0 +1,208 @@
+"""From a delivery to its outcome: decode, call the handler, judge what it did. Settles nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time as clock
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from evworker.broker import Envelope, EventError, Failure, UndecodableError, format_duration
+from evworker.broker.cancellation import forgive_cancellation
+from evworker.broker.failure import failed_attempts
+from evworker.workers.context import Context
+from evworker.workers.killswitch import SwitchState
+from evworker.workers.outcome import (
+    DeadLettered,
+    Discarded,
+    HandedBack,
+    Outcome,
+    Paused,
+    Retried,
+    Succeeded,
+)
+from evworker.workers.retry import HandlerTimeoutError
+
+if TYPE_CHECKING:
+    from evworker.broker import Event, Publisher
+    from evworker.broker.failure import Reason
+    from evworker.broker.intake import Delivery
+    from evworker.workers.consumer import AnyEvent, Consumer, Middleware, Next
+
+_SUCCEEDED = Succeeded()
+_HANDED_BACK = HandedBack()
+
+
+class UnwantedError(EventError):
+    """No consumer of the queue wants the message's topic."""
+
+
+class CrashedError(EventError):
+    """The message has killed its worker too often."""
+
+
+class Execution:
+    """Runs the handler of one consumer, middleware and all.
+
+    `state` is what its plugin's lifespan yielded. A handler that is a plain function runs in a
+    thread of this execution's own pool.
+    """
+
+    def __init__(self, consumer: Consumer, *, state: Any, publisher: Publisher) -> None:
+        self.consumer = consumer
+        self.running_threads = 0
+        self.switch = SwitchState(consumer.kill_switch) if consumer.kill_switch else None
+        self.stopped = False
+        """Whether the worker cancels what runs here: then a cancelled attempt is no failed one."""
+        self._state = state
+        self._publisher = publisher
+        self._threads: ThreadPoolExecutor | None = None
+        if consumer.is_async:
+            handler: Next = consumer.handler  # type: ignore[assignment]  # is_async has told
+        else:
+            handler = self._call_in_thread
+            self._threads = ThreadPoolExecutor(consumer.concurrency, f"evworker {consumer.name}")
+        for middleware in reversed(consumer.middleware):
+            handler = _wrapped(middleware, handler)
+        self._call = handler
+
+    def close(self) -> None:
+        """Let go of the threads; those that still run can't be stopped and are not waited for."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def context(self, delivery: Delivery, envelope: Envelope) -> Context:
+        """What the handler will be given beside its event."""
+        headers = delivery.headers
+        return Context(
+            self.consumer,
+            envelope,
+            attempt=failed_attempts(headers) + 1,
+            headers=headers,
+            redelivered=delivery.redelivered,
+            state=self._state,
+            publisher=self._publisher,
+        )
+
+    async def run(self, delivery: Delivery, context: Context) -> Outcome:
+        """One attempt. Never raises: whatever happens is in the outcome."""
+        try:
+            event = self.consumer.decode(context.envelope)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a type's __post_init__ can do anything
+            reason: Reason = "undecodable" if isinstance(error, UndecodableError) else "invalid"
+            return DeadLettered(failure_of(delivery, reason, error, consumer=self.consumer.name))
+        timer = asyncio.timeout(self.consumer.timeout_s)
+        try:
+            async with timer:
+                await self._call(event, context)
+        except asyncio.CancelledError as error:
+            if not self.stopped:
+                forgive_cancellation()  # the handler's own doing
+            return self._judged(delivery, error)
+        except TimeoutError as error:
+            return self._judged(delivery, self._late(error) if timer.expired() else error)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: no handler stops the worker
+            return self._judged(delivery, error)
+        if self.switch is not None:
+            self.switch.succeeded(clock.monotonic())
+        return _SUCCEEDED
+
+    async def _call_in_thread(self, event: Event | AnyEvent, context: Context) -> None:
+        call = partial(_outcome_of, self.consumer.handler, event, context)
+        self.running_threads += 1
+        thread = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)
+        thread.add_done_callback(self._thread_ended)
+        # Shielded: a thread that has started goes on when its waiting is cancelled, and is counted.
+        error = await asyncio.shield(thread)
+        if error is not None:
+            raise error
+
+    def _thread_ended(self, _thread: asyncio.Future[BaseException | None]) -> None:
+        self.running_threads -= 1
+
+    def _late(self, error: TimeoutError) -> HandlerTimeoutError:
+        timeout = format_duration(self.consumer.timeout_s or 0)
+        late = HandlerTimeoutError(
+            f"{self.consumer.name} took longer than its timeout of {timeout}"
+        )
+        return late.with_traceback(error.__traceback__)
+
+    def _judged(self, delivery: Delivery, error: BaseException) -> Outcome:
+        if self.stopped:
+            return _HANDED_BACK  # whatever error a library has made of the cancellation
+        if self.switch is not None and self.switch.settings.matches(error):
+            self.switch.failed(clock.monotonic())
+            if self.switch.state != "closed":
+                return Paused(f"{type(error).__name__}: {error}")
+        earlier = Failure.from_headers(delivery.headers)
+        decision = self.consumer.retry.decide(
+            error,
+            failed_attempts=earlier.attempts + 1,
+            failing_for_s=_seconds_since(earlier.first_failed_at),
+        )
+        if decision.what == "discard":
+            return Discarded(f"{type(error).__name__}: {error}")
+        failure = failure_of(
+            delivery,
+            "given-up" if decision.what == "give-up" else "failed",
+            error,
+            consumer=self.consumer.name,
+            attempted=True,
+        )
+        if decision.what == "retry":
+            return Retried(decision.delay_s, failure)
+        return DeadLettered(failure)
+
+
+def _seconds_since(time: datetime | None) -> float:
+    return 0.0 if time is None else (datetime.now(UTC) - time).total_seconds()
+
+
+def failure_of(
+    delivery: Delivery,
+    reason: Reason,
+    error: BaseException,
+    *,
+    consumer: str | None = None,
+    attempted: bool = False,
+) -> Failure:
+    """The failure that goes onto the message's next copy, counting this attempt if it was one."""
+    earlier = Failure.from_headers(delivery.headers)
+    return Failure.now(
+        reason,
+        error,
+        attempts=earlier.attempts + attempted,
+        consumer=consumer,
+        earlier=earlier,
+        exchange=delivery.exchange,
+        routing_key=delivery.routing_key,
+    )
+
+
+def _wrapped(middleware: Middleware, inner: Next) -> Next:
+    async def call(event: Event | AnyEvent, context: Context) -> None:
+        await middleware(event, context, inner)
+
+    return call
+
+
+def _outcome_of(handler: Any, event: Event | AnyEvent, context: Context) -> BaseException | None:
+    # Returned and not raised: a StopIteration can't be raised into a future, its waiter would hang.
+    try:
+        result = handler(event, context)
+    except BaseException as error:  # noqa: BLE001 - judged in the event loop
+        return error
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        return TypeError(
+            f"the handler {getattr(handler, '__name__', handler)!r} returned a "
+            f"{type(result).__name__}, which nobody awaits; declare it with async def"
+        )
+    return None
