@@ -7,7 +7,7 @@ from typing import Any
 
 from evworker.broker import (
     Connection,
-    DeadLetter,
+    Letter,
     Publisher,
     browse_dead_letters,
     count_messages,
@@ -35,7 +35,7 @@ class Shop:
         assert self._worker is not None
         return self._worker.counts
 
-    async def dead_letters(self, queue: str) -> list[DeadLetter]:
+    async def dead_letters(self, queue: str) -> list[Letter]:
         return await browse_dead_letters(self._connection, f"{self.name}.{queue}.dlq", 1_000)
 
     async def unrouted(self) -> int:

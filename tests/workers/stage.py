@@ -17,9 +17,9 @@ import aiormq
 from evworker.broker import (
     BrokerVersion,
     Connection,
-    DeadLetter,
     Envelope,
     Event,
+    Letter,
     Publisher,
     browse_dead_letters,
     count_messages,
@@ -166,14 +166,14 @@ class Stage:
         )
         await channel.close()
 
-    async def letters(self, queue: str) -> list[DeadLetter]:
+    async def letters(self, queue: str) -> list[Letter]:
         """The dead letters of a consumer's queue."""
         return await browse_dead_letters(self.connection, f"{queue}.dlq", 10_000)
 
-    async def letter(self, queue: str) -> DeadLetter:
+    async def letter(self, queue: str) -> Letter:
         """The only dead letter, once it is there."""
 
-        async def arrived() -> list[DeadLetter]:
+        async def arrived() -> list[Letter]:
             return await self.letters(queue)
 
         (letter,) = await eventually(arrived, f"a dead letter in {queue}.dlq")
@@ -225,7 +225,7 @@ async def until_ready(worker: Worker) -> None:
     await asyncio.wait_for(worker.ready.wait(), STOP_TIMEOUT_S)
 
 
-def headers_of(letter: DeadLetter) -> Mapping[str, object]:
+def headers_of(letter: Letter) -> Mapping[str, object]:
     return {name: value for name, value in letter.headers.items() if not name.startswith("x-")}
 
 

@@ -4,10 +4,10 @@ from evworker.broker.address import BrokerAddress
 from evworker.broker.connection import Connection
 from evworker.broker.deadletters import (
     Condition,
-    DeadLetter,
     Death,
     Exported,
     Imported,
+    Letter,
     LetterFilter,
     LetterGroup,
     Replay,
@@ -80,7 +80,6 @@ __all__ = [
     "Connection",
     "ConnectionLostError",
     "ConsumerError",
-    "DeadLetter",
     "Death",
     "Difference",
     "Duration",
@@ -96,6 +95,7 @@ __all__ = [
     "Imported",
     "InvalidEventError",
     "InvalidTopicError",
+    "Letter",
     "LetterFilter",
     "LetterGroup",
     "MessageTooLargeError",

@@ -9,14 +9,14 @@ from typing import Any
 import click
 import msgspec
 
-from evworker.broker import DeadLetter
+from evworker.broker import Letter
 from evworker.cli.rendering import clock_time, escaped, on_terminal, printable
 
 _LABEL = 10
 _RULE = 72
 
 
-def as_json(letter: DeadLetter) -> dict[str, Any]:
+def as_json(letter: Letter) -> dict[str, Any]:
     """The fields that `dlq show --json` promises."""
     failure = letter.failure
     return {
@@ -46,7 +46,7 @@ def as_json(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def show(queue: str, letters: Iterable[DeadLetter]) -> None:
+def show(queue: str, letters: Iterable[Letter]) -> None:
     """Each letter under a heading: the failure, its history, the event and the trace."""
     for letter in letters:
         _show_heading(f"{queue}  letter {letter.position}")
@@ -55,7 +55,7 @@ def show(queue: str, letters: Iterable[DeadLetter]) -> None:
         click.echo()
 
 
-def _lines(letter: DeadLetter) -> Iterable[tuple[str, str]]:
+def _lines(letter: Letter) -> Iterable[tuple[str, str]]:
     failure = letter.failure
     yield "event", f"{letter.topic or 'of unknown topic'}  {letter.id or 'without id'}"
     yield "reason", f"{failure.reason}: {_MEANING[failure.reason]}"
@@ -87,7 +87,7 @@ def _lines(letter: DeadLetter) -> Iterable[tuple[str, str]]:
     yield "data", _indented(bytes(data))
 
 
-def _remembered(letter: DeadLetter) -> Iterable[str]:
+def _remembered(letter: Letter) -> Iterable[str]:
     """How it died before each replay."""
     if letter.replays > len(letter.history):
         yield f"replayed {letter.replays:,} times; the last {len(letter.history)}:"

@@ -10,7 +10,7 @@ from typing import Any
 
 from aiormq import spec
 
-from evworker.broker import Connection, DeadLetter, Failure, browse_dead_letters
+from evworker.broker import Connection, Failure, Letter, browse_dead_letters
 
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -81,7 +81,7 @@ async def put(connection: Connection, queue: str, letters: Iterable[Sent]) -> No
     await channel.close()
 
 
-async def all_in(connection: Connection, queue: str) -> list[DeadLetter]:
+async def all_in(connection: Connection, queue: str) -> list[Letter]:
     """What lies in a queue, looked at."""
     return await browse_dead_letters(connection, queue, 1_000_000)
 

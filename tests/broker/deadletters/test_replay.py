@@ -13,7 +13,7 @@ from evworker.broker import (
     BrokerError,
     ConfigurationError,
     Connection,
-    DeadLetter,
+    Letter,
     LetterFilter,
     Publisher,
     PublishNackedError,
@@ -386,7 +386,7 @@ async def test_a_reader_that_goes_away_hands_all_back(
 ) -> None:
     await put(connection, letters, map(order, range(100)))
     reading = read_dead_letters(connection, letters)
-    seen: DeadLetter = await anext(reading)
+    seen: Letter = await anext(reading)
     assert seen.id == "id-0"
     await reading.aclose()
     assert [message.message_id for message in await take(letters)] == numbered(*range(100))

@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractChannel
 from evworker.broker import (
     BrokerError,
     Connection,
-    DeadLetter,
+    Letter,
     LetterFilter,
     Publisher,
     QueueNotFoundError,
@@ -37,7 +37,7 @@ STRANGE: dict[str, Any] = {
 }
 
 
-def told(letter: DeadLetter) -> dict[str, Any]:
+def told(letter: Letter) -> dict[str, Any]:
     """All that a letter is, but for what the broker counts on it."""
     names = [name for name in letter.properties.attributes() if name != "headers"]
     return {

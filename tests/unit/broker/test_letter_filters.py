@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from evworker.broker import (
     Condition,
     ConfigurationError,
-    DeadLetter,
     Envelope,
     Failure,
+    Letter,
     LetterFilter,
     parse_moment,
 )
@@ -32,9 +32,9 @@ FAILURE = Failure(
 )
 
 
-def letter(data: bytes | None = b"{}", failure: Failure = FAILURE, **changes: Any) -> DeadLetter:
+def letter(data: bytes | None = b"{}", failure: Failure = FAILURE, **changes: Any) -> Letter:
     envelope = data and Envelope(id="1", source="till", topic="orders.placed", time=NOW, data=data)
-    return DeadLetter(
+    return Letter(
         **{
             "position": 1,
             "id": "1",

@@ -20,7 +20,7 @@ from evworker.broker.deadletters.browsing import (
 from evworker.broker.deadletters.editing import edit_dead_letter, edited_envelope
 from evworker.broker.deadletters.filters import Condition, LetterFilter, parse_moment
 from evworker.broker.deadletters.history import Death
-from evworker.broker.deadletters.letter import DeadLetter
+from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.purging import purge_dead_letters
 from evworker.broker.deadletters.replay import Replay, origin_queue, replay_dead_letters
 from evworker.broker.deadletters.transfer import (
@@ -32,10 +32,10 @@ from evworker.broker.deadletters.transfer import (
 
 __all__ = [
     "Condition",
-    "DeadLetter",
     "Death",
     "Exported",
     "Imported",
+    "Letter",
     "LetterFilter",
     "LetterGroup",
     "Replay",

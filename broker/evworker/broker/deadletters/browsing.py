@@ -13,7 +13,7 @@ import aiormq.exceptions
 
 from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel
 from evworker.broker.deadletters.filters import EVERYTHING, LetterFilter
-from evworker.broker.deadletters.letter import DeadLetter
+from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.taking import taking
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ async def count_messages(connection: Connection, queue: str) -> int | None:
 
 async def browse_dead_letters(
     connection: Connection, queue: str, limit: int, letters: LetterFilter = EVERYTHING
-) -> list[DeadLetter]:
+) -> list[Letter]:
     """The first `limit` letters that are meant, oldest first; they stay where they are.
 
     Raises QueueNotFoundError, or BrokerError.
     """
-    found: list[DeadLetter] = []
+    found: list[Letter] = []
     if limit > 0:
         async with aclosing(read_dead_letters(connection, queue)) as reading:
             async for letter in reading:
@@ -90,7 +90,7 @@ async def browse_dead_letters(
     return found
 
 
-async def read_dead_letters(connection: Connection, queue: str) -> AsyncGenerator[DeadLetter, None]:
+async def read_dead_letters(connection: Connection, queue: str) -> AsyncGenerator[Letter, None]:
     """Yield the letters of the queue, oldest first; they stay where they are.
 
     They are held until the generator is closed, and handed back in the order they came: use it
@@ -101,7 +101,7 @@ async def read_dead_letters(connection: Connection, queue: str) -> AsyncGenerato
         position = 0
         while (message := await held.next()) is not None:
             position += 1
-            yield DeadLetter.read(message, position)
+            yield Letter.read(message, position)
 
 
 async def survey_dead_letters(
@@ -148,7 +148,7 @@ async def group_dead_letters(
     return sorted(groups.values(), key=lambda group: -group.count)
 
 
-def _add(survey: Survey, letter: DeadLetter) -> None:
+def _add(survey: Survey, letter: Letter) -> None:
     survey.matched += 1
     survey.hopeless += letter.is_hopeless
     survey.reasons[letter.failure.reason, letter.failure.error_type] += 1
@@ -156,7 +156,7 @@ def _add(survey: Survey, letter: DeadLetter) -> None:
     survey.newest = _later(survey.newest, letter.died_at)
 
 
-def _put_into_group(groups: dict[str, LetterGroup], letter: DeadLetter) -> None:
+def _put_into_group(groups: dict[str, LetterGroup], letter: Letter) -> None:
     failure = letter.failure
     group = groups.get(letter.group)
     if group is None:

@@ -22,12 +22,12 @@ from evworker.broker.publisher import PERSISTENT, SHORT_STRING_BYTES
 if TYPE_CHECKING:
     from pamqp.common import FieldTable, FieldValue
 
-    from evworker.broker.deadletters.letter import DeadLetter
+    from evworker.broker.deadletters.letter import Letter
 
 _NOT_ENCODABLE = (TypeError, ValueError, OverflowError)
 
 
-def copy_of(letter: DeadLetter, now: datetime) -> spec.Basic.Properties:
+def copy_of(letter: Letter, now: datetime) -> spec.Basic.Properties:
     """The properties of the copy: attempts start afresh, and how it died so far is remembered.
 
     Ids, priority, times and foreign headers are kept. The way by which the message came at first is
@@ -74,7 +74,7 @@ def sendable_headers(headers: FieldTable) -> FieldTable:
         return fit_into_frame({n: value for n, value in headers.items() if _can_be_sent(n, value)})
 
 
-def replayed_at(letter: DeadLetter) -> datetime | None:
+def replayed_at(letter: Letter) -> datetime | None:
     """When it was replayed last."""
     try:
         time = datetime.fromisoformat(str(letter.headers[REPLAYED_AT_HEADER]))

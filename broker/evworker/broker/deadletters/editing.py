@@ -11,7 +11,7 @@ from aiormq import spec
 from evworker.broker.deadletters.audit import audited
 from evworker.broker.deadletters.copying import copy_of
 from evworker.broker.deadletters.history import EDIT_OF_HEADER
-from evworker.broker.deadletters.letter import DeadLetter
+from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.putting import putting
 from evworker.broker.deadletters.replay import origin_queue
 from evworker.broker.deadletters.taking import taking
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from evworker.broker.event import Event
 
 
-def edited_envelope(
-    letter: DeadLetter, text: bytes, event_type: type[Event] | None = None
-) -> Envelope:
+def edited_envelope(letter: Letter, text: bytes, event_type: type[Event] | None = None) -> Envelope:
     """What the letter becomes with `text` as its event's data, under a new id.
 
     Of a letter that can't be read as an event, `text` is the whole body. The correlation stays.
@@ -55,7 +53,7 @@ def edited_envelope(
 async def edit_dead_letter(
     connection: Connection,
     queue: str,
-    letter: DeadLetter,
+    letter: Letter,
     envelope: Envelope,
     *,
     to: str | None = None,
@@ -72,7 +70,7 @@ async def edit_dead_letter(
             putting(connection, target, held.remove) as copies,
         ):
             while (message := await held.next()) is not None:
-                if _is_same(DeadLetter.read(message, letter.position), letter):
+                if _is_same(Letter.read(message, letter.position), letter):
                     await copies.put(envelope.encode(), _properties(letter, envelope), message)
                     await copies.settled()
                     copies.raise_failure()
@@ -83,7 +81,7 @@ async def edit_dead_letter(
     return bool(account.count)
 
 
-def _is_same(found: DeadLetter, letter: DeadLetter) -> bool:
+def _is_same(found: Letter, letter: Letter) -> bool:
     return (
         found.body == letter.body
         and found.properties.message_id == letter.properties.message_id
@@ -92,7 +90,7 @@ def _is_same(found: DeadLetter, letter: DeadLetter) -> bool:
     )
 
 
-def _properties(letter: DeadLetter, envelope: Envelope) -> spec.Basic.Properties:
+def _properties(letter: Letter, envelope: Envelope) -> spec.Basic.Properties:
     """Those of a replayed copy, and in them what the new envelope says."""
     properties = copy_of(letter, datetime.now(UTC))
     headers = {

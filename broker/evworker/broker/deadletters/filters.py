@@ -17,7 +17,7 @@ from evworker.broker.topics import matches as topic_matches
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from evworker.broker.deadletters.letter import DeadLetter
+    from evworker.broker.deadletters.letter import Letter
 
 _MISSING = object()
 
@@ -79,7 +79,7 @@ class LetterFilter:
     """
 
     groups: tuple[str, ...] = ()
-    """Fingerprints, as `DeadLetter.group` has them, or how they begin."""
+    """Fingerprints, as `Letter.group` has them, or how they begin."""
     errors: tuple[str, ...] = ()
     """Exception types, with or without their module."""
     reasons: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ class LetterFilter:
     def is_everything(self) -> bool:
         return self == EVERYTHING
 
-    def matches(self, letter: DeadLetter) -> bool:
+    def matches(self, letter: Letter) -> bool:
         """Whether the letter is meant."""
         failure = letter.failure
         return (
@@ -132,7 +132,7 @@ class LetterFilter:
             self.until is None or died_at <= self.until
         )
 
-    def _holds(self, letter: DeadLetter) -> bool:
+    def _holds(self, letter: Letter) -> bool:
         if letter.envelope is None:
             return False
         try:

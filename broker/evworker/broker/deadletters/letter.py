@@ -36,7 +36,7 @@ _WITHOUT_ERROR = ("crashed", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class Letter:
     """One message of a dead-letter queue, with the failure on it."""
 
     position: int

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from evworker.broker.deadletters.audit import audited
 from evworker.broker.deadletters.filters import EVERYTHING, LetterFilter
-from evworker.broker.deadletters.letter import DeadLetter
+from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.taking import taking
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ async def purge_dead_letters(
             for position in range(1, held.waiting + 1):
                 if account.count == limit or (message := await held.next()) is None:
                     break
-                if letters.matches(DeadLetter.read(message, position)):
+                if letters.matches(Letter.read(message, position)):
                     held.remove(message)
                     account.count += 1
                     on_progress(account.count)

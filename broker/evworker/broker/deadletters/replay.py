@@ -17,7 +17,7 @@ from evworker.broker.deadletters.audit import Account, audited
 from evworker.broker.deadletters.browsing import count_messages
 from evworker.broker.deadletters.copying import copy_of, replayed_at
 from evworker.broker.deadletters.filters import EVERYTHING, LetterFilter
-from evworker.broker.deadletters.letter import DeadLetter
+from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.putting import Putting, putting
 from evworker.broker.deadletters.taking import Taking, taking
 from evworker.broker.errors import BrokerError, ConfigurationError
@@ -144,7 +144,7 @@ class _Work:
     async def _go_through(
         self,
         held: Taking,
-        copies: Putting[tuple[DeliveredMessage, DeadLetter]],
+        copies: Putting[tuple[DeliveredMessage, Letter]],
         most: int,
         started_at: datetime,
     ) -> bool:
@@ -159,7 +159,7 @@ class _Work:
             message = await held.next()
             if message is None:
                 return True
-            letter = DeadLetter.read(message, position)
+            letter = Letter.read(message, position)
             if self.letters.matches(letter) and not _was_replayed(letter, started_at):
                 await self.pace.wait()
                 properties = copy_of(letter, datetime.now(UTC))
@@ -167,7 +167,7 @@ class _Work:
                 self.put += 1
         return True
 
-    def _confirmed(self, held: Taking, token: tuple[DeliveredMessage, DeadLetter]) -> None:
+    def _confirmed(self, held: Taking, token: tuple[DeliveredMessage, Letter]) -> None:
         message, letter = token
         held.remove(message)
         self.replay.replayed += 1
@@ -206,7 +206,7 @@ class _Watch:
         return self._replay.was_stopped
 
 
-def _was_replayed(letter: DeadLetter, since: datetime) -> bool:
+def _was_replayed(letter: Letter, since: datetime) -> bool:
     """Whether it is one that failed again: others may take letters away, and bring those near."""
     time = replayed_at(letter)
     # The header is in milliseconds.

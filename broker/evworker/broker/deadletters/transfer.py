@@ -20,7 +20,7 @@ from aiormq import spec
 from evworker.broker.deadletters.audit import audited
 from evworker.broker.deadletters.copying import resent, sendable_headers
 from evworker.broker.deadletters.filters import EVERYTHING, LetterFilter
-from evworker.broker.deadletters.letter import DeadLetter
+from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.putting import putting
 from evworker.broker.deadletters.taking import taking
 from evworker.broker.errors import HeadersError, MessageTooLargeError, UndecodableError
@@ -150,7 +150,7 @@ async def _export(
                 break
             if (message := await held.next()) is None:
                 break
-            letter = DeadLetter.read(message, position)
+            letter = Letter.read(message, position)
             if not letters.matches(letter):
                 continue
             lines.append(to_line(letter, queue))
@@ -204,7 +204,7 @@ async def import_dead_letters(
     return imported
 
 
-def to_line(letter: DeadLetter, queue: str) -> bytes:
+def to_line(letter: Letter, queue: str) -> bytes:
     """The letter as a line of NDJSON, with its line end."""
     failure = letter.failure
     properties = {

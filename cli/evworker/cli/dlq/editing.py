@@ -19,7 +19,7 @@ from evworker.cli.rendering import show_json_line
 from evworker.cli.settings import Verb, did_you_mean
 
 if TYPE_CHECKING:
-    from evworker.broker import DeadLetter, Envelope, Event
+    from evworker.broker import Envelope, Event, Letter
 
 _ASSIGNMENT = re.compile(r"(?P<path>[^=]+)=(?P<value>.*)", re.DOTALL)
 
@@ -93,7 +93,7 @@ def _event_types(app: tuple[str, ...]) -> dict[str, type[Event]]:
     return load(app).event_types
 
 
-async def _find(broker_url: str, name: str, id: str) -> DeadLetter:
+async def _find(broker_url: str, name: str, id: str) -> Letter:
     from evworker.broker import LetterFilter, browse_dead_letters
 
     async with selection.connected(broker_url) as connection:
@@ -105,14 +105,14 @@ async def _find(broker_url: str, name: str, id: str) -> DeadLetter:
     return found[0]
 
 
-async def _put(broker_url: str, name: str, letter: DeadLetter, envelope: Envelope, to: str) -> bool:
+async def _put(broker_url: str, name: str, letter: Letter, envelope: Envelope, to: str) -> bool:
     from evworker.broker import edit_dead_letter
 
     async with selection.connected(broker_url, changes=True) as connection:
         return await edit_dead_letter(connection, name, letter, envelope, to=to)
 
 
-def _text_of(letter: DeadLetter) -> str:
+def _text_of(letter: Letter) -> str:
     """What is edited: the event's data, or else the whole body."""
     from evworker.broker import UndecodableError
 
@@ -133,7 +133,7 @@ def _text_of(letter: DeadLetter) -> str:
         ) from error
 
 
-def _checked(letter: DeadLetter, text: bytes, event_type: type[Event] | None) -> Envelope:
+def _checked(letter: Letter, text: bytes, event_type: type[Event] | None) -> Envelope:
     """The event as it will be; raises UsageError."""
     from evworker.broker import EventError, edited_envelope
 
@@ -146,7 +146,7 @@ def _checked(letter: DeadLetter, text: bytes, event_type: type[Event] | None) ->
         raise UsageError(f"{error}; nothing was done") from error
 
 
-def _with_fields(letter: DeadLetter, text: str, assignments: tuple[str, ...]) -> bytes:
+def _with_fields(letter: Letter, text: str, assignments: tuple[str, ...]) -> bytes:
     from msgspec import json
 
     if letter.envelope is None:
@@ -183,7 +183,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _edited(letter: DeadLetter, text: str, event_type: type[Event] | None) -> Envelope | None:
+def _edited(letter: Letter, text: str, event_type: type[Event] | None) -> Envelope | None:
     """What the user made of it in the editor; None when nothing was changed."""
     descriptor, name = tempfile.mkstemp(prefix="evworker-edit-", suffix=".json")
     file = Path(name)
@@ -208,7 +208,7 @@ def _edited(letter: DeadLetter, text: str, event_type: type[Event] | None) -> En
         return envelope
 
 
-def _show(letter: DeadLetter, envelope: Envelope, to: str, *, dry_run: bool, as_json: bool) -> None:
+def _show(letter: Letter, envelope: Envelope, to: str, *, dry_run: bool, as_json: bool) -> None:
     from msgspec import Raw, json
 
     if as_json:

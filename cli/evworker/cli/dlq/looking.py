@@ -13,7 +13,7 @@ from evworker.cli.rendering import clock_time, counted, show_json, show_table
 from evworker.cli.settings import Verb
 
 if TYPE_CHECKING:
-    from evworker.broker import DeadLetter, LetterFilter, LetterGroup, Survey
+    from evworker.broker import Letter, LetterFilter, LetterGroup, Survey
 
 SHOWN = 20
 _TOP_REASONS = 3
@@ -183,7 +183,7 @@ async def _group(broker_url: str, name: str, letters: LetterFilter) -> list[Lett
 
 async def _browse(
     broker_url: str, name: str, limit: int | None, letters: LetterFilter
-) -> tuple[list[DeadLetter], int]:
+) -> tuple[list[Letter], int]:
     """The letters asked for, and how many there are in all."""
     from evworker.broker import browse_dead_letters, count_messages
 
