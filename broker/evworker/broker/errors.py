@@ -5,10 +5,16 @@
     │   ├── BrokerUrlError
     │   ├── InvalidTopicError
     │   ├── DurationError
+    │   ├── DatabaseUrlError
     │   └── ConsumerError           (plugins and consumers that contradict each other)
     ├── EventError                  this one message or event is at fault
     │   ├── UndecodableError
     │   └── InvalidEventError
+    ├── DatabaseError               the database is away, or not as it should be
+    │   ├── DatabaseUnreachableError    (also a ConnectionError)
+    │   ├── DatabaseRefusedError
+    │   ├── SchemaError                 evworker's tables are missing, or another version's
+    │   └── TransactionError            nothing was written: there is no transaction to write it in
     └── BrokerError                 the broker is away, unwilling or full
         ├── BrokerUnreachableError
         ├── BrokerRefusedError
@@ -54,6 +60,10 @@ class DurationError(ConfigurationError, ValueError):
     """A duration that can't be read, such as ``"5 minuets"``."""
 
 
+class DatabaseUrlError(ConfigurationError):
+    """A database URL that can't be read, or whose driver is not installed."""
+
+
 class ConsumerError(ConfigurationError):
     """A plugin or a consumer is declared in a way that can't work."""
 
@@ -68,6 +78,32 @@ class UndecodableError(EventError):
 
 class InvalidEventError(EventError):
     """The event was read, but it is not what its type promises."""
+
+
+class DatabaseError(EvworkerError):
+    """The database is away, or not as it should be."""
+
+
+class DatabaseUnreachableError(DatabaseError, ConnectionError):
+    """The database does not answer, or the connection to it was lost.
+
+    A ConnectionError, so that a consumer's kill switch waits for it as for any other dependency.
+    """
+
+
+class DatabaseRefusedError(DatabaseError):
+    """The database answered and said no: user, password, or a database that is not there.
+
+    Trying again won't help, so nothing of evworker does.
+    """
+
+
+class SchemaError(DatabaseError):
+    """evworker's tables are missing, or were made by another version of it."""
+
+
+class TransactionError(DatabaseError):
+    """There is no transaction to write into, so that nothing could be taken back."""
 
 
 class BrokerError(EvworkerError):
