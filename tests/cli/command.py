@@ -13,6 +13,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from tests.cli.forked import call
+
 TIMEOUT_S = 60.0
 
 
@@ -52,27 +54,34 @@ class Command:
     async def __call__(
         self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
     ) -> Result:
+        if not stdin:
+            called = await call(arguments, self.folder, self._environment(env), TIMEOUT_S)
+            code, out, err = called
+            return Result(code, out.decode(), err.decode())
         async with self.started(*arguments, env=env) as process:
             async with asyncio.timeout(TIMEOUT_S):
                 out, err = await process.communicate(stdin)
         assert process.returncode is not None
         return Result(process.returncode, out.decode(), err.decode())
 
+    def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("EVWORKER_")
+        }
+        return {**inherited, **self.environment, **(more or {})}
+
     @asynccontextmanager
     async def started(
         self, *arguments: str, env: Mapping[str, str] | None = None
     ) -> AsyncIterator[asyncio.subprocess.Process]:
         """The command at work; killed at the end if it has not ended by then."""
-        inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith("EVWORKER_")
-        }
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "evworker",
             *arguments,
             cwd=self.folder,
-            env={**inherited, **self.environment, **(env or {})},
+            env=self._environment(env),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
