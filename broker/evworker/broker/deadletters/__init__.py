@@ -12,11 +12,11 @@ from evworker.broker.deadletters.browsing import (
     LetterGroup,
     Survey,
     browse_dead_letters,
-    count_messages,
     group_dead_letters,
     read_dead_letters,
     survey_dead_letters,
 )
+from evworker.broker.deadletters.counting import count_messages
 from evworker.broker.deadletters.editing import edit_dead_letter, edited_envelope
 from evworker.broker.deadletters.filters import Condition, LetterFilter, parse_moment
 from evworker.broker.deadletters.history import Death

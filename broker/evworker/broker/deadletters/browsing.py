@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-import aiormq.exceptions
-
-from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel
+from evworker.broker.deadletters.counting import count_messages
 from evworker.broker.deadletters.filters import EVERYTHING, LetterFilter
 from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.taking import taking
@@ -54,19 +52,6 @@ class Survey:
     newest: datetime | None = None
     reasons: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     """How many there are of each reason and error type."""
-
-
-async def count_messages(connection: Connection, queue: str) -> int | None:
-    """How many messages are ready in the queue; None when there is no such queue."""
-    with broker_errors(f"look at queue {queue!r}"):
-        channel = await connection.channel()
-        try:
-            declared = await channel.queue_declare(queue, passive=True, timeout=RPC_TIMEOUT_S)
-        except aiormq.exceptions.ChannelNotFoundEntity:
-            return None
-        finally:
-            await close_channel(channel)
-    return declared.message_count
 
 
 async def browse_dead_letters(

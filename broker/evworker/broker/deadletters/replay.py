@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from evworker.broker.deadletters.audit import Account, audited
-from evworker.broker.deadletters.browsing import count_messages
 from evworker.broker.deadletters.copying import copy_of, replayed_at
+from evworker.broker.deadletters.counting import count_messages
 from evworker.broker.deadletters.filters import EVERYTHING, LetterFilter
 from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.putting import Putting, putting

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, cast
 from uuid import uuid4
@@ -21,6 +21,7 @@ from aiormq import spec
 
 from evworker.broker.cancellation import cancel_all
 from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel
+from evworker.broker.deadletters.counting import Look, look_at
 from evworker.broker.deadletters.gathering import Gathering
 from evworker.broker.errors import BrokerError, QueueNotFoundError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from evworker.broker.connection import Connection
 
 SETTLE_TIMEOUT_S = 2.0
+_SETTLED_WITHIN_S = 30.0
 
 _MOST_AHEAD = 1_000
 _FIRST_AHEAD = 50
@@ -64,7 +66,7 @@ async def taking(
             yield opened
         finally:
             if opened.is_live:
-                await opened.hand_back()
+                await opened.finish()
     finally:
         await opened.close()
 
@@ -77,6 +79,7 @@ class Taking:
         """How many letters were ready at the start; more are not taken."""
         self.arrivals = 0
         """How many have come since."""
+        self._others = 0
         self._connection = connection
         self._queue = queue
         self._most_held = most_held
@@ -97,7 +100,7 @@ class Taking:
         with self._errors():
             await self._open_holder()
             try:
-                self.waiting = await self._count()
+                self.waiting, self._others = await self._look()
             except aiormq.exceptions.ChannelNotFoundEntity as error:
                 where = self._connection.address
                 raise QueueNotFoundError(f"there is no queue {self._queue!r} on {where}") from error
@@ -147,20 +150,21 @@ class Taking:
         with self._errors():
             return await self._count()
 
-    async def _count(self) -> int:
-        declared = await self._holder.channel.queue_declare(
-            self._queue, passive=True, timeout=RPC_TIMEOUT_S
-        )
-        return declared.message_count or 0
+    async def _look(self) -> Look:
+        return await look_at(self._holder.channel, self._queue)
 
-    async def hand_back(self) -> None:
-        """Put all that is held back where it was.
+    async def _count(self) -> int:
+        return (await self._look()).ready
+
+    async def finish(self) -> None:
+        """Put all that is held back where it was; what was removed is gone when it returns.
 
         A quorum queue keeps what was handed back in a line of its own, before what was never taken.
         So that nobody changes places, that line is first taken to its end.
         """
         with self._errors():
             await self._hand_back()
+            await self._settled()
 
     async def _hand_back(self) -> None:
         await self.removed()
@@ -178,6 +182,20 @@ class Taking:
                     ready += size
                 if alone:
                     alone, ready = await self._are_back(ready)
+
+    async def _settled(self) -> None:
+        """Wait until the queue has done all that it was told.
+
+        The broker's channel keeps what a busy quorum queue can't take yet, and forgets it when it
+        is closed: letters that were removed would come back.
+        """
+        pause_s = 0.002
+        with suppress(TimeoutError):
+            # Somebody else who began to read meanwhile counts, too, and is not waited for.
+            async with asyncio.timeout(_SETTLED_WITHIN_S):
+                while self.arrivals and (await self._look()).subscriptions > self._others:
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, 0.1)
 
     async def close(self) -> None:
         if self._round is not None:
