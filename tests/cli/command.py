@@ -36,6 +36,13 @@ class Result:
         assert lines[0].startswith("error: "), self.err
         return lines[0].removeprefix("error: ")
 
+    @property
+    def audit(self) -> dict[str, Any]:
+        """The one line on stderr about what was changed; fails when there are none or more."""
+        (line,) = [line for line in self.err.splitlines() if '"evworker.audit"' in line]
+        told: dict[str, Any] = json.loads(line)
+        return told
+
 
 class Command:
     """Runs `evworker` in `folder`, which starts empty, with no EVWORKER_ settings but its own."""
@@ -55,7 +62,7 @@ class Command:
         self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
     ) -> Result:
         if not stdin:
-            called = await call(arguments, self.folder, self._environment(env), TIMEOUT_S)
+            called = await call(arguments, self.folder, self.environment_with(env or {}), TIMEOUT_S)
             code, out, err = called
             return Result(code, out.decode(), err.decode())
         async with self.started(*arguments, env=env) as process:
@@ -64,11 +71,11 @@ class Command:
         assert process.returncode is not None
         return Result(process.returncode, out.decode(), err.decode())
 
-    def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
+    def environment_with(self, more: Mapping[str, str]) -> dict[str, str]:
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("EVWORKER_")
         }
-        return {**inherited, **self.environment, **(more or {})}
+        return {**inherited, **self.environment, **more}
 
     @asynccontextmanager
     async def started(
@@ -81,7 +88,7 @@ class Command:
             "evworker",
             *arguments,
             cwd=self.folder,
-            env=self._environment(env),
+            env=self.environment_with(env or {}),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evworker.broker import Connection, Envelope, apply_topology, events_topology
+from evworker.broker.topology import queue_topology
 from tests.cli.command import Command
 from tests.conftest import Cleanup
 
@@ -107,3 +108,19 @@ def shop(evworker: Command, exchange: Exchange, cleanup: Cleanup) -> str:
     cleanup.queue(f"{prefix}.charge", retry_delays=("20ms",))
     cleanup.queue(f"{prefix}.stuck", retry_delays=("1s", "5s", "30s", "5m"))
     return prefix
+
+
+@pytest.fixture
+async def charge(exchange: Exchange, shop: str) -> str:
+    """The shop's work queue, on the broker with its dead-letter queue, and empty."""
+    name = f"{shop}.charge"
+    topology = queue_topology(
+        name,
+        exchange=exchange.name,
+        patterns=["orders.placed"],
+        delays_s=[0.02],
+        priorities=None,
+        version=exchange.connection.version,
+    )
+    await apply_topology(exchange.connection, topology)
+    return name

@@ -41,7 +41,7 @@ def as_json(letter: Letter) -> dict[str, Any]:
         "edit_of": letter.edit_of,
         "content_type": letter.content_type,
         "headers": {name: _plain(value) for name, value in letter.headers.items()},
-        "envelope": msgspec.Raw(letter.envelope.encode()) if letter.envelope else None,
+        "envelope": _document(letter),
         "body": None if letter.envelope else escaped(letter.body),
     }
 
@@ -78,13 +78,26 @@ def _lines(letter: Letter) -> Iterable[tuple[str, str]]:
         yield "origin", f"exchange {exchange}, routing key {failure.origin_routing_key}"
     if failure.traceback:
         yield "trace", failure.traceback.rstrip()
-    if letter.envelope is None:
+    document = _document(letter)
+    if document is None:
         yield "body", f"{len(letter.body):,} bytes that are no event: {escaped(letter.body)}"
         return
-    document = msgspec.json.decode(letter.envelope.encode(), type=dict[str, msgspec.Raw])
     data = document.pop("data", msgspec.Raw(b"null"))
     yield "envelope", _indented(msgspec.json.encode(document))
     yield "data", _indented(bytes(data))
+
+
+def _document(letter: Letter) -> dict[str, msgspec.Raw] | None:
+    """The CloudEvents document, less the ids of an event that has none."""
+    if letter.envelope is None:
+        return None
+    document = msgspec.json.decode(letter.envelope.encode(), type=dict[str, msgspec.Raw])
+    if letter.id is None:
+        # They were made as it was read, and are others at the next look.
+        made = document.pop("id")
+        if document.get("correlationid") == made:
+            document.pop("correlationid")
+    return document
 
 
 def _remembered(letter: Letter) -> Iterable[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Self
 
+import msgspec
 from aiormq import spec
 
 from evworker.broker.deadletters.history import (
@@ -61,10 +62,7 @@ class Letter:
         if message.exchange and failure.origin_routing_key is None:
             # It was not put there by name, so that it still has the way it came.
             failure = _with_origin(failure, message.exchange, message.routing_key or "")
-        try:
-            envelope = Envelope.read(message.body, properties, failure.origin_routing_key or "")
-        except UndecodableError:
-            envelope = None
+        envelope = _envelope_in(message.body, properties, failure)
         return cls(
             position=position,
             id=_lasting_id(envelope, message.body, properties)
@@ -130,6 +128,20 @@ class Letter:
     def is_hopeless(self) -> bool:
         """Whether it must fail again as it is, unless code changes."""
         return self.failure.reason in HOPELESS
+
+
+def _envelope_in(
+    body: bytes, properties: spec.Basic.Properties, failure: Failure
+) -> Envelope | None:
+    read_at = datetime.now(UTC)
+    try:
+        envelope = Envelope.read(body, properties, failure.origin_routing_key or "")
+    except UndecodableError:
+        return None
+    if envelope.time >= read_at and (failed_at := failure.first_failed_at or failure.failed_at):
+        # Nothing tells when it happened; that it failed is as near as can be known, and stays so.
+        envelope = msgspec.structs.replace(envelope, time=failed_at)
+    return envelope
 
 
 def _with_origin(failure: Failure, exchange: str, routing_key: str) -> Failure:

@@ -57,19 +57,13 @@ def edit(
     header evw-edit-of; the letter is removed once the broker has the new one. If nothing was
     changed, or the result is not valid, nothing is done.
     """
-    from evworker.broker import origin_queue
-
     name = selection.dead_letters_of(queue)
-    if to is None and not name.endswith(".dlq"):
-        raise click.UsageError(f"the letters of {name} never failed on a queue: name one with --to")
+    target = selection.target_of(name, to)
     event_types = _event_types(app)
     letter = interrupts.run(_find(broker_url, name, id))
     event_type = event_types.get(letter.topic or "")
-    if app and event_type is None:
-        say(
-            f"note: no event type of {', '.join(app)} has the topic {letter.topic!r}, so the data "
-            f"is not checked{did_you_mean(letter.topic or '', event_types)}"
-        )
+    if event_type is None:
+        _tell_unchecked(app, letter.topic or "", event_types)
     text = _text_of(letter)
     if assignments:
         envelope = _checked(letter, _with_fields(letter, text, assignments), event_type)
@@ -79,7 +73,6 @@ def edit(
             click.echo("nothing was changed, and nothing was done")
             return
         envelope = edited
-    target = to or origin_queue(name)
     if not dry_run and not interrupts.run(_put(broker_url, name, letter, envelope, target)):
         raise WrongError(f"the letter {id!r} is no longer in {name}; nothing was done")
     _show(letter, envelope, target, dry_run=dry_run, as_json=as_json)
@@ -91,6 +84,14 @@ def _event_types(app: tuple[str, ...]) -> dict[str, type[Event]]:
     from evworker.cli.loading import load
 
     return load(app).event_types
+
+
+def _tell_unchecked(app: tuple[str, ...], topic: str, event_types: dict[str, type[Event]]) -> None:
+    if app:
+        why = f"no event type of {', '.join(app)} has the topic {topic!r}"
+        say(f"note: the data is not checked, since {why}{did_you_mean(topic, event_types)}")
+    else:
+        say("note: the data is not checked; name the module of its event type with -A")
 
 
 async def _find(broker_url: str, name: str, id: str) -> Letter:
@@ -162,6 +163,8 @@ def _with_fields(letter: Letter, text: str, assignments: tuple[str, ...]) -> byt
 
 def _with_field(data: Any, path: list[str], value: Any) -> Any:
     """The data with one field set, which need not have been there."""
+    from msgspec import json
+
     if not path:
         return value
     name, *rest = path
@@ -171,7 +174,8 @@ def _with_field(data: Any, path: list[str], value: Any) -> Any:
         changed = list(data)
         changed[int(name)] = _with_field(data[int(name)], rest, value)
         return changed
-    raise click.UsageError(f"can't set {name!r} in {str(data)[:60]}: it has no such field")
+    shown = json.encode(data).decode()
+    raise click.UsageError(f"can't set {name!r} in {shown[:60]}: it has no such field")
 
 
 def _value(text: str) -> Any:
@@ -185,27 +189,49 @@ def _value(text: str) -> Any:
 
 def _edited(letter: Letter, text: str, event_type: type[Event] | None) -> Envelope | None:
     """What the user made of it in the editor; None when nothing was changed."""
+    if not (sys.stdin.isatty() or os.environ.get("VISUAL") or os.environ.get("EDITOR")):
+        raise click.UsageError("there is no terminal to edit on: set fields with --set")
     descriptor, name = tempfile.mkstemp(prefix="evworker-edit-", suffix=".json")
-    file = Path(name)
     with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
-        opened.write(text + "\n")
-    while True:
-        click.edit(filename=name)
-        changed = file.read_bytes()
-        if changed.strip() == text.strip().encode():
+        opened.write(f"{text}\n")
+    file, before = Path(name), text.strip().encode()
+    try:
+        while (changed := _after_editor(file)) != before:
+            try:
+                envelope = _checked(letter, changed, event_type)
+            except UsageError as error:
+                _ask_again(error)
+            else:
+                file.unlink()
+                return envelope
+    except BaseException:
+        if file.read_bytes().strip() != before:
+            say(f"your text is kept in {file}")
+        else:
             file.unlink()
-            return None
-        try:
-            envelope = _checked(letter, changed, event_type)
-        except UsageError as error:
-            if not sys.stdin.isatty():
-                raise UsageError(f"{error}, and your text is kept in {name}") from error
-            say(f"error: {error}")
-            if not click.confirm("Edit it again?", default=True, err=True):
-                raise UsageError(f"nothing was done; your text is kept in {name}") from error
-            continue
-        file.unlink()
-        return envelope
+        raise
+    file.unlink()
+    return None
+
+
+def _after_editor(file: Path) -> bytes:
+    try:
+        click.edit(filename=str(file))
+    except click.ClickException as error:
+        raise WrongError(
+            f"{error.message}; nothing was done: name an editor that works in EDITOR, or set "
+            "fields with --set"
+        ) from error
+    return file.read_bytes().strip()
+
+
+def _ask_again(error: UsageError) -> None:
+    """Return if the user will have another try; raise the error where nobody can be asked."""
+    if not sys.stdin.isatty():
+        raise error
+    say(f"error: {error}")
+    if not click.confirm("Edit it again?", default=True, err=True):
+        raise WrongError("nothing was done") from error
 
 
 def _show(letter: Letter, envelope: Envelope, to: str, *, dry_run: bool, as_json: bool) -> None:

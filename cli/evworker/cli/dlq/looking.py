@@ -86,7 +86,7 @@ def groups(queue: str, letters: LetterFilter, broker_url: str, as_json: bool) ->
         show_json([_group_fields(group) for group in found])
         return
     if not found:
-        click.echo(f"{name} has no letters{selection.described(letters)}")
+        click.echo(selection.none_in(name, letters))
         return
     columns = ("group", "letters", "error", "in", "consumer", "first", "last", "example")
     show_table(columns, [_group_row(group) for group in found])
@@ -138,9 +138,9 @@ def _tell_rest(name: str, found: int, waiting: int, letters: LetterFilter, limit
             say(f"{found:,} of {counted(waiting, 'letter')} shown; see more with --limit")
     elif not letters.ids:
         if not found:
-            click.echo(f"{name} has no letters{selection.described(letters)}")
+            click.echo(selection.none_in(name, letters))
         elif found == limit:
-            say(f"the first {found:,} letters shown; see more with --limit")
+            say(f"only the first {found:,} shown; see more with --limit")
 
 
 def _queues_of(app: tuple[str, ...]) -> tuple[str, ...]:

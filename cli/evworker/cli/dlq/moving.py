@@ -179,7 +179,7 @@ def _writer(output: str | None) -> Iterator[Callable[[bytes], None]]:
         raise UsageError(f"{output!r} is there already; name a new file") from error
     except OSError as error:
         raise UsageError(f"can't write {output!r}: {error.strerror}") from error
-    with file:
+    with file, _removed_if_empty(path):
         _sync_folder(path.parent)
 
         def write_file(lines: bytes) -> None:
@@ -188,6 +188,17 @@ def _writer(output: str | None) -> Iterator[Callable[[bytes], None]]:
             os.fsync(file.fileno())
 
         yield write_file
+
+
+@contextmanager
+def _removed_if_empty(path: Path) -> Iterator[None]:
+    """An export that failed at once leaves no file in the way of the next."""
+    try:
+        yield
+    except BaseException:
+        if not path.stat().st_size:
+            path.unlink()
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -58,7 +58,7 @@ def purge(
         }
         show_json_line(fields)
     elif not matched:
-        click.echo(f"{name} has no letters{selection.described(letters)}")
+        click.echo(selection.none_in(name, letters))
     elif dry_run:
         click.echo(
             f"would remove {counted(matched, 'letter')} from {name}{selection.described(letters)}"

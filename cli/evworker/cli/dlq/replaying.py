@@ -55,12 +55,8 @@ def replay(
     evworker dlq replay billing.charge --group 3f9a01c2 --rate 100
     evworker dlq replay events.unrouted --topic 'orders.*' --to billing.charge
     """  # noqa: D301 - click reads \b
-    from evworker.broker import origin_queue
-
     name = selection.dead_letters_of(queue)
-    if to is None and not name.endswith(".dlq"):
-        raise click.UsageError(f"the letters of {name} never failed on a queue: name one with --to")
-    target = to or origin_queue(name)
+    target = selection.target_of(name, to)
     if dry_run:
         survey = interrupts.run(_survey(broker_url, name, letters, limit))
         _show_plan(name, target, letters, survey, as_json=as_json)
@@ -136,10 +132,12 @@ def _show_result(done: Replay, letters: LetterFilter, *, as_json: bool) -> None:
         }
         show_json_line(fields)
         return
-    rate = f", {done.replayed / done.seconds:,.0f} a second" if done.replayed else ""
+    if not done.replayed:
+        click.echo(f"nothing to replay: {selection.none_in(done.queue, letters)}")
+        return
     click.echo(
         f"replayed {counted(done.replayed, 'letter')} of {done.waiting:,} to {done.to} "
-        f"in {done.seconds:.1f} s{rate}"
+        f"in {done.seconds:.1f} s, {done.replayed / done.seconds:,.0f} a second"
     )
     _tell_hopeless(done.hopeless)
 

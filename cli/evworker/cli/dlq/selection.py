@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from evworker.cli.failures import WrongError
 from evworker.cli.settings import did_you_mean
 
 if TYPE_CHECKING:
@@ -119,10 +120,19 @@ def dead_letters_of(queue: str) -> str:
     return dead_letter_queue(queue)
 
 
+def target_of(name: str, to: str | None) -> str:
+    """Where letters go back to; raises a usage error where nobody can know."""
+    from evworker.broker import origin_queue
+
+    if to is None and not name.endswith(".dlq"):
+        raise click.UsageError(f"the letters of {name} never failed on a queue: name one with --to")
+    return to or origin_queue(name)
+
+
 @asynccontextmanager
 async def connected(broker_url: str, *, changes: bool = False) -> AsyncIterator[Connection]:
     """A connection for one verb. What changes something has its audit line shown."""
-    from evworker.broker import Connection
+    from evworker.broker import Connection, QueueNotFoundError
     from evworker.cli.logs import configure_logs
 
     if changes:
@@ -130,7 +140,13 @@ async def connected(broker_url: str, *, changes: bool = False) -> AsyncIterator[
     else:
         configure_logs("warning", "console")
     async with Connection(broker_url, name="evworker dlq") as connection:
-        yield connection
+        try:
+            yield connection
+        except QueueNotFoundError as error:
+            raise WrongError(
+                f"{error}; `evworker dlq list -A MODULE` tells the names, and `evworker topology "
+                "apply -A MODULE` makes what is missing"
+            ) from error
 
 
 def _check_reasons(reasons: tuple[str, ...]) -> None:
@@ -148,3 +164,7 @@ def _check_reasons(reasons: tuple[str, ...]) -> None:
 def described(letters: LetterFilter) -> str:
     """`` with error=CardDeclined``, or nothing when all are meant."""
     return "" if letters.is_everything else f" with {letters}"
+
+
+def none_in(name: str, letters: LetterFilter) -> str:
+    return f"{name} has no letters{described(letters)}"
