@@ -12,6 +12,9 @@ import msgspec
 from evworker.broker import Letter
 from evworker.cli.rendering import clock_time, escaped, on_terminal, printable
 
+# The broker counts on each letter how often somebody took it, which is every look.
+_LOOKS = ("x-delivery-count", "x-acquired-count")
+
 _LABEL = 10
 _RULE = 72
 
@@ -40,7 +43,9 @@ def as_json(letter: Letter) -> dict[str, Any]:
         "history": letter.history,
         "edit_of": letter.edit_of,
         "content_type": letter.content_type,
-        "headers": {name: _plain(value) for name, value in letter.headers.items()},
+        "headers": {
+            name: _plain(value) for name, value in letter.headers.items() if name not in _LOOKS
+        },
         "envelope": _document(letter),
         "body": None if letter.envelope else escaped(letter.body),
     }

@@ -126,6 +126,10 @@ def target_of(name: str, to: str | None) -> str:
 
     if to is None and not name.endswith(".dlq"):
         raise click.UsageError(f"the letters of {name} never failed on a queue: name one with --to")
+    if to == name:
+        raise click.UsageError(
+            f"the letters of {name} are there already: name another queue with --to"
+        )
     return to or origin_queue(name)
 
 
