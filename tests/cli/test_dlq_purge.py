@@ -62,7 +62,7 @@ async def test_without_a_terminal_and_without_yes_nothing_is_removed(
 ) -> None:
     refused = await evworker("dlq", "purge", charge)
     assert (refused.code, refused.out) == (2, "")
-    assert "removes letters for good: add --yes, or look first with --dry-run" in refused.error
+    assert "letters will be removed for good: add --yes, or look first" in refused.error
     assert await left(exchange, letters) == [0, 1, 2, 3, 4, 5]
 
 

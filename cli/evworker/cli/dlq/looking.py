@@ -130,6 +130,21 @@ def show(
         raise WrongError(f"no letter in {name} has the id {', '.join(map(repr, letters.ids))}")
 
 
+async def survey(broker_url: str, name: str, letters: LetterFilter, limit: int | None) -> Survey:
+    """What there is of the letters that are meant, of which `limit` are enough."""
+    from evworker.broker import count_messages, survey_dead_letters
+    from evworker.cli.sending import Bar
+
+    async with selection.connected(broker_url) as connection:
+        waiting = await count_messages(connection, name)
+        with Bar(waiting, doing="reading", things="letters") as bar:
+            found = await survey_dead_letters(
+                connection, name, letters, limit=limit, on_progress=bar.at
+            )
+    found.waiting = max(waiting or 0, found.waiting)
+    return found
+
+
 def _tell_rest(name: str, found: int, waiting: int, letters: LetterFilter, limit: int) -> None:
     if letters.is_everything:
         if not found:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evworker.cli import interrupts, options
-from evworker.cli.dlq import purging, selection
+from evworker.cli.dlq import consent, selection
 from evworker.cli.failures import UsageError, WrongError, say
 from evworker.cli.json_input import open_stream, read_lines
 from evworker.cli.rendering import counted, show_json_line
@@ -74,14 +74,12 @@ def export(  # noqa: PLR0917 - click hands them over by name
         raise click.UsageError("--remove needs a file: name one with --output")
     if as_json and output is None:
         raise click.UsageError("stdout has the letters, as JSON: --json goes with --output")
-    if remove and not (yes or dry_run):
-        purging.check_terminal("removes letters from their queue")
-        matched = interrupts.run(purging.count(broker_url, name, letters, limit))
-        purging.confirm(name, f"{counted(matched, 'letter')} will be exported, and removed")
-    if dry_run:
-        matched = interrupts.run(purging.count(broker_url, name, letters, limit))
-        exported = 0
-    else:
+    exported = removed = 0
+    if dry_run or (remove and not yes):
+        what = "exported, and removed"
+        matched = limit = consent.agreed(broker_url, name, letters, limit, what, yes=dry_run)
+    if not dry_run:
+        # No more than was said, though more may fit by now.
         done = interrupts.run(_export(broker_url, name, letters, limit, output, remove=remove))
         matched, exported, removed = done.letters, done.letters, done.removed
     if as_json:
@@ -91,7 +89,7 @@ def export(  # noqa: PLR0917 - click hands them over by name
             "file": output,
             "matched": matched,
             "exported": exported,
-            "removed": 0 if dry_run else removed,
+            "removed": removed,
             "dry_run": dry_run,
         }
         show_json_line(fields)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from evworker.cli import interrupts, options
-from evworker.cli.dlq import selection
-from evworker.cli.failures import WrongError, say
+from evworker.cli.dlq import consent, selection
 from evworker.cli.rendering import counted, show_json_line
 from evworker.cli.settings import Verb
 
@@ -40,13 +38,11 @@ def purge(
     meanwhile is left alone. `evworker dlq export` keeps a copy.
     """
     name = selection.dead_letters_of(queue)
-    if not (yes or dry_run):
-        check_terminal("removes letters for good")
-    matched = interrupts.run(count(broker_url, name, letters, limit))
+    matched = consent.agreed(
+        broker_url, name, letters, limit, "removed for good", yes=yes or dry_run
+    )
     removed = 0
     if matched and not dry_run:
-        if not yes:
-            confirm(name, f"{counted(matched, 'letter')} will be removed for good")
         removed = interrupts.run(_purge(broker_url, name, letters, matched))
     if as_json:
         fields: dict[str, Any] = {
@@ -65,40 +61,6 @@ def purge(
         )
     else:
         click.echo(f"removed {counted(removed, 'letter')} from {name}")
-
-
-def check_terminal(what: str) -> None:
-    """Refuse, where nobody can be asked."""
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"this {what}: add --yes, or look first with --dry-run")
-
-
-def confirm(name: str, what: str) -> None:
-    """Ask for the queue's name; raises WrongError for any other answer."""
-    say(f"{what} from {name}")
-    answer = click.prompt(
-        "Type the queue's name to go on", default="", show_default=False, err=True
-    )
-    if answer.strip() not in {name, name.removesuffix(".dlq")}:
-        raise WrongError("that is not its name; nothing was removed")
-
-
-async def count(broker_url: str, name: str, letters: LetterFilter, limit: int | None) -> int:
-    """How many letters are meant, reading them only where that has to be known."""
-    from evworker.broker import QueueNotFoundError, count_messages, survey_dead_letters
-    from evworker.cli.sending import Bar
-
-    async with selection.connected(broker_url) as connection:
-        waiting = await count_messages(connection, name)
-        if waiting is None:
-            raise QueueNotFoundError(f"there is no queue {name!r} on {connection.address}")
-        if letters.is_everything:
-            return min(limit or waiting, waiting)
-        with Bar(waiting, doing="reading", things="letters") as bar:
-            survey = await survey_dead_letters(
-                connection, name, letters, limit=limit, on_progress=bar.at
-            )
-        return survey.matched
 
 
 async def _purge(broker_url: str, name: str, letters: LetterFilter, limit: int) -> int:

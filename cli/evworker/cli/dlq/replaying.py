@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evworker.cli import interrupts, options
-from evworker.cli.dlq import selection
+from evworker.cli.dlq import looking, selection
 from evworker.cli.failures import WrongError, say
 from evworker.cli.rendering import counted, show_json_line
 from evworker.cli.settings import Verb
@@ -58,7 +58,7 @@ def replay(
     name = selection.dead_letters_of(queue)
     target = selection.target_of(name, to)
     if dry_run:
-        survey = interrupts.run(_survey(broker_url, name, letters, limit))
+        survey = interrupts.run(looking.survey(broker_url, name, letters, limit))
         _show_plan(name, target, letters, survey, as_json=as_json)
         return
     done = interrupts.run(_replay(broker_url, name, letters, limit, rate, target))
@@ -68,20 +68,6 @@ def replay(
             f"stopped, since they keep failing: {counted(done.failed_again, 'letter')} came into "
             f"{name} while {done.replayed:,} were replayed; look at them with `dlq groups`"
         )
-
-
-async def _survey(broker_url: str, name: str, letters: LetterFilter, limit: int | None) -> Survey:
-    from evworker.broker import count_messages, survey_dead_letters
-    from evworker.cli.sending import Bar
-
-    async with selection.connected(broker_url) as connection:
-        waiting = await count_messages(connection, name)
-        with Bar(waiting, doing="reading", things="letters") as bar:
-            survey = await survey_dead_letters(
-                connection, name, letters, limit=limit, on_progress=bar.at
-            )
-        survey.waiting = max(waiting or 0, survey.waiting)
-        return survey
 
 
 async def _replay(
