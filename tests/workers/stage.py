@@ -6,7 +6,7 @@ Each test has an exchange and queues of its own, so that tests can share a broke
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +21,7 @@ from evworker.broker import (
     Event,
     Letter,
     Publisher,
+    apply_topology,
     browse_dead_letters,
     count_messages,
 )
@@ -119,9 +120,12 @@ class Stage:
 
     def worker(self, *plugins: Plugin, url: str | None = None, **options: Any) -> Worker:
         """A worker of these plugins, whose queues are deleted in the end."""
+        self._expect(plugins)
+        return Worker(plugins, url or self.url, exchange=self.exchange, **options)
+
+    def _expect(self, plugins: Iterable[Plugin]) -> None:
         for queue in plan_topology(plugins, exchange=self.exchange, version=ANY_VERSION).queues:
             self._cleanup.queue(queue.name)
-        return Worker(plugins, url or self.url, exchange=self.exchange, **options)
 
     @asynccontextmanager
     async def working(self, *plugins: Plugin, **options: Any) -> AsyncIterator[Worker]:
@@ -139,9 +143,9 @@ class Stage:
 
     async def declare(self, *plugins: Plugin) -> None:
         """Have the queues there, as a worker that came and went would leave them."""
-        worker = self.worker(*plugins)
-        async with running(worker):
-            await until_ready(worker)
+        self._expect(plugins)
+        topology = plan_topology(plugins, exchange=self.exchange, version=self.connection.version)
+        assert not await apply_topology(self.connection, topology)
 
     async def publish(self, event: Event, **options: Any) -> Envelope:
         return await self.publisher.publish(event, **options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.workers.processes import Processes
 from tests.workers.stage import OrderPlaced, Stage
-from tests.workers.test_processes import Processes
 from tests.workers.worker_process import KILLED, make_plugin
 
 GOOD = [number for number in range(1, 600) if number % 100][:500]
@@ -19,20 +20,21 @@ MOST_CRASHES = 8
 async def test_a_killer_among_five_hundred_is_the_only_dead_letter(
     stage: Stage, tmp_path: Path, priorities: int | None
 ) -> None:
-    processes = Processes(stage, tmp_path)
-    processes.priorities = priorities
-    await stage.declare(make_plugin(processes.queue, -1, priorities=priorities, concurrency=1))
-    for number in (*GOOD[:250], -1, *GOOD[250:]):
-        await stage.publish(OrderPlaced(order_id=str(number)), id=f"e-{number}")
+    queue = stage.queue("charge")
+    processes = Processes(stage, tmp_path, partial(make_plugin, queue, priorities=priorities))
+    await stage.declare(processes.here())
+    for numbers in (GOOD[:250], [-1], GOOD[250:]):
+        await asyncio.gather(
+            *(stage.publish(OrderPlaced(order_id=str(n)), id=f"e-{n}") for n in numbers)
+        )
 
     codes: list[int] = []
     while 0 not in codes and len(codes) < MOST_CRASHES:
-        process = await processes.start("--burst")
-        codes.append(await asyncio.wait_for(process.wait(), 120))
+        codes.append(await processes.start(burst=True).ended())
 
     assert codes == [KILLED] * (len(codes) - 1) + [0]
     assert set(processes.handled()) == {f"e-{number}" for number in GOOD}
-    letter = await stage.letter(processes.queue)
+    letter = await stage.letter(queue)
     assert (letter.id, letter.failure.reason) == ("e--1", "crashed")
     assert letter.failure.origin_routing_key == "orders.placed"
     assert "died" in str(letter.failure.error_message)

@@ -1,15 +1,15 @@
-"""A worker as a process of its own, to be killed: `python -m tests.workers.worker_process …`.
+"""A worker in a process of its own, to be stopped and killed: `work` is all that the process does.
 
-It appends one line a handled event to a file, `<event id> <attempt>`, and fsyncs it, so that the
-file tells what was done however the process ends.
+What its handler has done it appends to a file, which tells it however the process ends.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
+from pathlib import Path
+from typing import Any, Protocol
 
 from evworker.workers import Context, Plugin, Retry, Worker
 from tests.workers.stage import OrderPlaced, OutOfLuckError
@@ -17,14 +17,39 @@ from tests.workers.stage import OrderPlaced, OutOfLuckError
 KILLED = 9
 
 
+class MakePlugin(Protocol):
+    """Makes the plugin, which writes a line into `done` for all that it does."""
+
+    def __call__(self, *, done: int) -> Plugin: ...
+
+
 class NeverError(Exception):
     """What the policy does not retry."""
 
 
-def make_plugin(queue: str, done: int, *, priorities: int | None, concurrency: int) -> Plugin:
+def open_done(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def work(make_plugin: MakePlugin, done: Path, log: Path, url: str, options: dict[str, Any]) -> None:
+    """Run a worker with these options until it is told to stop; what it prints goes to `log`."""
+    with log.open("ab") as printed:
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
+    asyncio.run(_work(make_plugin(done=open_done(done)), url, options))
+
+
+async def _work(plugin: Plugin, url: str, options: dict[str, Any]) -> None:
+    worker = Worker([plugin], url, **options)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
+    await worker.run()
+
+
+def make_plugin(queue: str, *, done: int, priorities: int | None, concurrency: int = 10) -> Plugin:
     """Events whose number ends in 00 never succeed; every seventh fails at its first attempt.
 
-    One whose number is negative kills the process at once, as a segfault would.
+    One whose number is negative kills the process at once, as a segfault would. What was handled is
+    a line, `<event id> <attempt>`.
     """
     plugin = Plugin("process")
 
@@ -47,26 +72,3 @@ def make_plugin(queue: str, done: int, *, priorities: int | None, concurrency: i
         concurrency=concurrency,
     )(handle)
     return plugin
-
-
-async def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--url", required=True)
-    parser.add_argument("--exchange", required=True)
-    parser.add_argument("--queue", required=True)
-    parser.add_argument("--done", required=True, help="the file that tells what was handled")
-    parser.add_argument("--priorities", type=int)
-    parser.add_argument("--concurrency", type=int, default=10)
-    parser.add_argument("--burst", action="store_true")
-    options = parser.parse_args()
-    done = os.open(options.done, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    plugin = make_plugin(
-        options.queue, done, priorities=options.priorities, concurrency=options.concurrency
-    )
-    worker = Worker([plugin], options.url, exchange=options.exchange, burst=options.burst)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.stop)
-    await worker.run()
-
-
-if __name__ == "__main__":
-    asyncio.run(main())
