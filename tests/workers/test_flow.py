@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evworker.workers import Context, Plugin, Retry
+from evworker.workers import Context, Plugin, Retry, Worker
 from tests.waiting import eventually
 from tests.workers.proxy import Proxy
 from tests.workers.stage import SOON, OrderPlaced, OutOfLuckError, Seen, Stage
@@ -155,19 +155,33 @@ async def test_a_burst_outlives_a_lost_connection(stage: Stage, proxy: Proxy) ->
         if ctx.attempt == 1:
             raise OutOfLuckError
 
-    plugin = stage.plugin(charge, OrderPlaced, retry=Retry("2s"))
+    plugin = stage.plugin(charge, OrderPlaced, retry=Retry("1h"))
+    queue = stage.queue("charge")
     await stage.declare(plugin)
     await stage.publish(OrderPlaced(order_id="42"))
     await proxy.open()
     worker = stage.worker(plugin, url=proxy.url, burst=True)
     burst = asyncio.create_task(worker.run())
     await eventually(lambda: worker.counts.retried == 1)
+    await heard_by_the_broker(worker)
+    connections = proxy.accepted
     proxy.freeze()
     await eventually(lambda: proxy.held, "it asks whether the queues are empty")
     proxy.cut()
     proxy.thaw()
+    await eventually(lambda: proxy.accepted == 2 * connections, "it is back")
+    # Its hour is over.
+    copy = await stage.raw(f"{queue}.retry.1h")
+    await stage.send(copy.body, queue=queue, headers=copy.headers, content_type=copy.content_type)
     await asyncio.wait_for(burst, 30)
-    assert worker.counts.handled == 1
+    assert (worker.counts.retried, worker.counts.handled) == (1, 1)
+
+
+async def heard_by_the_broker(worker: Worker) -> None:
+    """Wait until the broker has read all acks so far: it answers in order."""
+    intake = worker._feeds[0]._intake  # noqa: SLF001 - an ack has no answer of its own
+    assert intake is not None
+    await intake._channel.basic_qos(prefetch_count=10)  # noqa: SLF001 - as above
 
 
 @pytest.mark.parametrize("concurrency", [1, 10])
