@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 ARGS ?=
+SEEDS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-unit lint format wheel-test bench coverage install services clean
+.PHONY: help demo test test-long test-unit lint format wheel-test bench coverage install services clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +24,13 @@ test: $(VENV)/.installed-dev ## all tests, on every broker of EVWORKER_TEST_BROK
 	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
 	set -a; eval "$$found"; set +a; \
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+test-long: $(VENV)/.installed-dev ## the tests that have a longer form, in it: new seeds, long outages (SEEDS="7 8")
+	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
+	set -a; eval "$$found"; EVWORKER_TEST_SEEDS="$(SEEDS)"; EVWORKER_TEST_OUTAGE_S=10; set +a; \
+	: "$${EVWORKER_TEST_SEEDS:=$$($(BIN)/python -c 'import random; print(*random.sample(range(10**6), 20))')}"; \
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) \
+	  tests/workers/test_random_failures.py tests/workers/test_kill_switch.py $(ARGS)
 
 test-unit: $(VENV)/.installed-dev ## the tests that need no broker
 	$(BIN)/python -m pytest -m "not broker" $(ARGS)
