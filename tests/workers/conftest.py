@@ -25,3 +25,10 @@ async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
     proxy = Proxy(broker_url)
     yield proxy
     await proxy.close()
+
+
+@pytest.fixture
+def quick_to_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that does not answer is left sooner than otherwise; for tests of something else."""
+    for room in ("channels", "connection"):
+        monkeypatch.setattr(f"evworker.broker.{room}.CLOSE_TIMEOUT_S", 0.2)

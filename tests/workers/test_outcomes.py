@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 from evworker.workers import Context, DeadLetter, Discard, Retry, RetryAfter
@@ -118,8 +119,7 @@ async def test_published_is_succeeded_and_discarded_and_dead_lettered(stage: Sta
 
     plugin = stage.plugin(handle, OrderPlaced, retry=Retry(SOON, SOON))
     await stage.declare(plugin)
-    for number in range(300):
-        await stage.publish(OrderPlaced(order_id=str(number)))
+    await asyncio.gather(*(stage.publish(OrderPlaced(order_id=str(n))) for n in range(300)))
     counts = (await stage.work(plugin)).counts
     letters = await stage.letters(plugin.consumers[0].queue)
     assert counts.handled == len(succeeded) == len(set(succeeded))

@@ -152,7 +152,7 @@ async def test_what_is_to_be_retried_is_not_lost_with_the_connection(
 
 
 async def test_what_failed_is_acked_only_after_its_copy_is_confirmed(
-    stage: Stage, proxy: Proxy
+    stage: Stage, proxy: Proxy, quick_to_close: None
 ) -> None:
     publishing = 2
 

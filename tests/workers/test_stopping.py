@@ -116,7 +116,7 @@ async def test_a_connection_that_breaks_while_the_worker_declares_only_delays_it
 
 
 async def test_a_graceful_stop_ends_although_the_network_is_frozen(
-    stage: Stage, proxy: Proxy
+    stage: Stage, proxy: Proxy, quick_to_close: None
 ) -> None:
     await proxy.open()
     worker = stage.worker(stage.plugin(Seen()), url=proxy.url, shutdown_timeout_s=0.2)
@@ -212,7 +212,9 @@ class Patient:
         self.ended.append(event.order_id)
 
 
-async def test_no_handler_starts_after_a_stop(stage: Stage, proxy: Proxy) -> None:
+async def test_no_handler_starts_after_a_stop(
+    stage: Stage, proxy: Proxy, quick_to_close: None
+) -> None:
     """Not even while the broker takes its time to answer that it has heard."""
     patient = Patient()
     await proxy.open()
