@@ -147,16 +147,17 @@ class Case:
         return process
 
     def kill_at(self, frames: Frames, process: WorkerProcess) -> None:
-        def kill(connection: int, data: bytes) -> bytes:
-            if frames.have(connection, method_in(data)):
+        def see(said_by: str, connection: int, data: bytes) -> bytes:
+            method = method_in(data)
+            if isinstance(method, commands.Basic.Publish):
+                self.wire.keep(CONSUMING)  # else the copy might come back before the kill
+            if said_by == frames.said_by and frames.have(connection, method):
                 process.kill()
                 self.wire.stall()
             return data
 
-        if frames.said_by == "worker":
-            self.wire.from_client = kill
-        else:
-            self.wire.from_broker = kill
+        self.wire.from_client = partial(see, "worker")
+        self.wire.from_broker = partial(see, "broker")
 
     async def check_left(self, so_many: int) -> None:
         """The broker has taken back what the process had, and has so many messages in all."""
