@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from evworker.broker.deadletters.counting import count_messages
 from evworker.broker.deadletters.filters import EVERYTHING, LetterFilter
 from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.taking import taking
@@ -37,6 +36,32 @@ class LetterGroup:
     last_seen: datetime | None
     example_id: str | None
 
+    @classmethod
+    def of(cls, letter: Letter) -> Self:
+        """The group of the letter, with nothing in it yet."""
+        failure = letter.failure
+        return cls(
+            group=letter.group,
+            count=0,
+            reason=failure.reason,
+            error_type=failure.error_type,
+            error_message=failure.error_message,
+            frame=letter.frame,
+            consumer=failure.consumer,
+            first_seen=letter.died_at,
+            last_seen=letter.died_at,
+            example_id=letter.id,
+        )
+
+    def add(self, letter: Letter) -> None:
+        self.count += 1
+        self.first_seen = _earlier(self.first_seen, letter.died_at)
+        if self.last_seen is None or (letter.died_at and letter.died_at >= self.last_seen):
+            self.last_seen = letter.died_at
+            self.reason = letter.failure.reason
+            self.error_message = letter.failure.error_message
+            self.example_id = letter.id or self.example_id
+
 
 @dataclass(slots=True)
 class Survey:
@@ -53,6 +78,13 @@ class Survey:
     reasons: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     """How many there are of each reason and error type."""
 
+    def add(self, letter: Letter) -> None:
+        self.matched += 1
+        self.hopeless += letter.is_hopeless
+        self.reasons[letter.failure.reason, letter.failure.error_type] += 1
+        self.oldest = _earlier(self.oldest, letter.died_at)
+        self.newest = _later(self.newest, letter.died_at)
+
 
 async def browse_dead_letters(
     connection: Connection, queue: str, limit: int, letters: LetterFilter = EVERYTHING
@@ -62,16 +94,11 @@ async def browse_dead_letters(
     Raises QueueNotFoundError, or BrokerError.
     """
     found: list[Letter] = []
-    if limit > 0:
-        async with aclosing(read_dead_letters(connection, queue)) as reading:
-            async for letter in reading:
-                if letters.matches(letter):
-                    found.append(letter)
-                    if len(found) == limit:
-                        break
-    elif await count_messages(connection, queue) is None:
-        async with taking(connection, queue):
-            pass  # which says that there is no such queue
+    async with taking(connection, queue) as held:
+        while len(found) < limit and (message := await held.next()) is not None:
+            letter = Letter.read(message, held.position)
+            if letters.matches(letter):
+                found.append(letter)
     return found
 
 
@@ -83,10 +110,8 @@ async def read_dead_letters(connection: Connection, queue: str) -> AsyncGenerato
     QueueNotFoundError, or BrokerError.
     """
     async with taking(connection, queue) as held:
-        position = 0
         while (message := await held.next()) is not None:
-            position += 1
-            yield Letter.read(message, position)
+            yield Letter.read(message, held.position)
 
 
 async def survey_dead_letters(
@@ -107,7 +132,7 @@ async def survey_dead_letters(
             survey.waiting += 1
             on_progress(survey.waiting)
             if letters.matches(letter):
-                _add(survey, letter)
+                survey.add(letter)
                 if survey.matched == limit:
                     break
     return survey
@@ -129,40 +154,11 @@ async def group_dead_letters(
         async for letter in reading:
             on_progress(letter.position)
             if letters.matches(letter):
-                _put_into_group(groups, letter)
+                fingerprint = letter.group
+                if fingerprint not in groups:
+                    groups[fingerprint] = LetterGroup.of(letter)
+                groups[fingerprint].add(letter)
     return sorted(groups.values(), key=lambda group: -group.count)
-
-
-def _add(survey: Survey, letter: Letter) -> None:
-    survey.matched += 1
-    survey.hopeless += letter.is_hopeless
-    survey.reasons[letter.failure.reason, letter.failure.error_type] += 1
-    survey.oldest = _earlier(survey.oldest, letter.died_at)
-    survey.newest = _later(survey.newest, letter.died_at)
-
-
-def _put_into_group(groups: dict[str, LetterGroup], letter: Letter) -> None:
-    failure = letter.failure
-    group = groups.get(letter.group)
-    if group is None:
-        group = groups[letter.group] = LetterGroup(
-            group=letter.group,
-            count=0,
-            reason=failure.reason,
-            error_type=failure.error_type,
-            error_message=failure.error_message,
-            frame=letter.frame,
-            consumer=failure.consumer,
-            first_seen=letter.died_at,
-            last_seen=letter.died_at,
-            example_id=letter.id,
-        )
-    group.count += 1
-    group.first_seen = _earlier(group.first_seen, letter.died_at)
-    if group.last_seen is None or (letter.died_at and letter.died_at >= group.last_seen):
-        group.last_seen = letter.died_at
-        group.reason, group.error_message = failure.reason, failure.error_message
-        group.example_id = letter.id or group.example_id
 
 
 def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:

@@ -52,17 +52,17 @@ def copy_of(letter: Letter, now: datetime) -> spec.Basic.Properties:
 def resent(old: spec.Basic.Properties, headers: FieldTable) -> spec.Basic.Properties:
     """The properties with other headers, less what would make the broker refuse or expire them."""
     return spec.Basic.Properties(
-        content_type=_short(old.content_type),
-        content_encoding=_short(old.content_encoding),
+        content_type=short_string(old.content_type),
+        content_encoding=short_string(old.content_encoding),
         headers=headers,
         delivery_mode=PERSISTENT,
         priority=old.priority,
-        correlation_id=_short(old.correlation_id),
-        reply_to=_short(old.reply_to),
-        message_id=_short(old.message_id) or new_id(),
+        correlation_id=short_string(old.correlation_id),
+        reply_to=short_string(old.reply_to),
+        message_id=short_string(old.message_id) or new_id(),
         timestamp=old.timestamp,
-        message_type=_short(old.message_type),
-        app_id=_short(old.app_id),
+        message_type=short_string(old.message_type),
+        app_id=short_string(old.app_id),
     )
 
 
@@ -72,6 +72,13 @@ def sendable_headers(headers: FieldTable) -> FieldTable:
         return fit_into_frame(headers)
     except _NOT_ENCODABLE:
         return fit_into_frame({n: value for n, value in headers.items() if _can_be_sent(n, value)})
+
+
+def short_string(text: str | None) -> str | None:
+    """The text, if it can be a property: text of 1 to 255 bytes."""
+    if not isinstance(text, str) or not text:
+        return None
+    return text if len(text.encode("utf-8", "replace")) <= SHORT_STRING_BYTES else None
 
 
 def replayed_at(letter: Letter) -> datetime | None:
@@ -89,9 +96,3 @@ def _can_be_sent(name: str, value: FieldValue) -> bool:
     except _NOT_ENCODABLE:
         return False
     return True
-
-
-def _short(text: str | None) -> str | None:
-    if not isinstance(text, str) or not text:
-        return None
-    return text if len(text.encode("utf-8", "replace")) <= SHORT_STRING_BYTES else None

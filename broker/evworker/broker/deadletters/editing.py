@@ -9,18 +9,19 @@ import msgspec
 from aiormq import spec
 
 from evworker.broker.deadletters.audit import audited
-from evworker.broker.deadletters.copying import copy_of
+from evworker.broker.deadletters.copying import copy_of, short_string
 from evworker.broker.deadletters.history import EDIT_OF_HEADER
-from evworker.broker.deadletters.letter import Letter
 from evworker.broker.deadletters.putting import putting
 from evworker.broker.deadletters.replay import origin_queue
 from evworker.broker.deadletters.taking import taking
 from evworker.broker.envelope import BINARY_PREFIXES, CONTENT_TYPE, Envelope, new_id
 from evworker.broker.headers import kept_headers
-from evworker.broker.publisher import SHORT_STRING_BYTES
 
 if TYPE_CHECKING:
+    from aiormq.abc import DeliveredMessage
+
     from evworker.broker.connection import Connection
+    from evworker.broker.deadletters.letter import Letter
     from evworker.broker.event import Event
 
 
@@ -70,7 +71,7 @@ async def edit_dead_letter(
             putting(connection, target, held.remove) as copies,
         ):
             while (message := await held.next()) is not None:
-                if _is_same(Letter.read(message, letter.position), letter):
+                if _is_same(message, letter):
                     await copies.put(envelope.encode(), _properties(letter, envelope), message)
                     await copies.settled()
                     copies.raise_failure()
@@ -81,12 +82,13 @@ async def edit_dead_letter(
     return bool(account.count)
 
 
-def _is_same(found: Letter, letter: Letter) -> bool:
+def _is_same(found: DeliveredMessage, letter: Letter) -> bool:
+    properties = found.header.properties
     return (
         found.body == letter.body
-        and found.properties.message_id == letter.properties.message_id
+        and properties.message_id == letter.properties.message_id
         # Without the broker's own, which count how often it was looked at.
-        and kept_headers(found.headers) == kept_headers(letter.headers)
+        and kept_headers(properties.headers) == kept_headers(letter.headers)
     )
 
 
@@ -103,11 +105,7 @@ def _properties(letter: Letter, envelope: Envelope) -> spec.Basic.Properties:
     properties.headers = headers
     properties.content_type, properties.content_encoding = CONTENT_TYPE, None
     properties.message_id = envelope.id
-    properties.message_type = _short(envelope.topic)
-    properties.correlation_id = _short(envelope.correlation_id)
-    properties.app_id = _short(envelope.source)
+    properties.message_type = short_string(envelope.topic)
+    properties.correlation_id = short_string(envelope.correlation_id)
+    properties.app_id = short_string(envelope.source)
     return properties
-
-
-def _short(text: str | None) -> str | None:
-    return text if text and len(text.encode("utf-8", "replace")) <= SHORT_STRING_BYTES else None

@@ -208,6 +208,6 @@ class _Watch:
 
 def _was_replayed(letter: Letter, since: datetime) -> bool:
     """Whether it is one that failed again: others may take letters away, and bring those near."""
-    time = replayed_at(letter)
+    at = replayed_at(letter)
     # The header is in milliseconds.
-    return time is not None and time >= since.replace(microsecond=since.microsecond // 1000 * 1000)
+    return at is not None and at >= since.replace(microsecond=since.microsecond // 1000 * 1000)

@@ -1,8 +1,8 @@
 """Letters taken out of their queue in order, held, and then removed or handed back in that order.
 
-The broker pushes letters up to a prefetch that counts what is held, so that they are taken in
-rounds: a subscription for each, that ends when it holds as much as that. Only tags are kept of what
-is held: when the process is killed meanwhile, the broker puts all of it back.
+They are taken in rounds: the broker pushes letters up to a prefetch that counts what is held, so
+that each round is a subscription of its own, which ends when it has brought as much as that. Only
+tags are kept of what is held: when the process is killed meanwhile, the broker puts all of it back.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, cast
-from uuid import uuid4
 
 import aiormq.exceptions
 import pamqp.frame
@@ -33,10 +32,10 @@ if TYPE_CHECKING:
 SETTLE_TIMEOUT_S = 2.0
 _SETTLED_WITHIN_S = 30.0
 
-_MOST_AHEAD = 1_000
-_FIRST_AHEAD = 50
-_FEWEST_AHEAD = 10
-_BYTES_AHEAD = 16 * 1024 * 1024
+_MOST_AT_ONCE = 1_000
+_FIRST_AT_ONCE = 50
+_FEWEST_AT_ONCE = 10
+_BYTES_AT_ONCE = 16 * 1024 * 1024
 
 # For each ack a broker goes through all that its channel holds and that came before.
 _MOST_HELD = 1_000
@@ -79,6 +78,8 @@ class Taking:
         """How many letters were ready at the start; more are not taken."""
         self.arrivals = 0
         """How many have come since."""
+        self.position = 0
+        """The place of the letter that `next` gave last, from 1."""
         self._others = 0
         self._connection = connection
         self._queue = queue
@@ -87,10 +88,11 @@ class Taking:
         """By the number of their channel; only the last one takes letters."""
         self._holder: _Holder
         self._arrived: deque[DeliveredMessage] = deque()
-        self._arrival = asyncio.Event()
-        self._round: _Round | None = None
-        self._subscribed: _Round | None = None
-        self._ahead = _FIRST_AHEAD
+        self._rounds = 0
+        self._round: asyncio.Task[None] | None = None
+        self._at_once = _FIRST_AT_ONCE
+        self._news = asyncio.Event()
+        """The round is full, or the channel or the queue is gone."""
         self._last_was_returned = False
         self._ended = False
         self._deleted = False
@@ -117,63 +119,116 @@ class Taking:
 
         Raises BrokerError when the connection is lost.
         """
-        while True:
-            if self._round is not None and self._round.task.done():
-                await self._round_ended()
-            if self._round is None and len(self._arrived) <= self._ahead // 2 and self._has_more:
-                self._start_round()
-            if self._arrived:
-                return self._arrived.popleft()
-            if self._round is None:
+        while not self._arrived:
+            if not self._has_more:
                 return None
-            self._arrival.clear()
-            await self._arrival.wait()
+            await self._take()
+        self.position += 1
+        return self._arrived.popleft()
 
     def remove(self, message: DeliveredMessage) -> None:
         """Take the letter out of its queue for good."""
-        holder, tag = self._holders[message.channel.number], tag_of(message)
-        if self._subscribed is not None and holder.held.get(tag) == self._subscribed.consumer:
-            # An ack would let the subscription bring more than the round is to have.
-            self._subscribed.acks.append(tag)
-        else:
-            holder.remove(tag)
-
-    async def removed(self) -> None:
-        """Wait until the broker was told of all that was removed."""
-        while self._round is not None:
-            await self._round_ended()
-        for holder in self._holders.values():
-            await holder.out.written()
+        self._holders[message.channel.number].remove(tag_of(message))
 
     async def count(self) -> int:
         """How many letters are ready: neither held here nor by anybody else."""
         with self._errors():
-            return await self._count()
-
-    async def _look(self) -> Look:
-        return await look_at(self._holder.channel, self._queue)
-
-    async def _count(self) -> int:
-        return (await self._look()).ready
+            return (await self._look()).ready
 
     async def finish(self) -> None:
-        """Put all that is held back where it was; what was removed is gone when it returns.
-
-        A quorum queue keeps what was handed back in a line of its own, before what was never taken.
-        So that nobody changes places, that line is first taken to its end.
-        """
+        """Put all that is held back where it was; what was removed is gone when it returns."""
         with self._errors():
+            if self._round is not None:
+                await self._take()
+            await self._take_what_was_returned()
+            for holder in self._holders.values():
+                await holder.out.written()
             await self._hand_back()
             await self._settled()
 
-    async def _hand_back(self) -> None:
-        await self.removed()
+    async def close(self) -> None:
+        if self._round is not None:
+            await cancel_all(self._round)
+        for holder in self._holders.values():
+            await close_channel(holder.channel)
+
+    # Taking
+
+    async def _take(self) -> None:
+        """Take a round to its end, also one that somebody has begun who was cancelled."""
+        if self._round is None:
+            self._round = asyncio.create_task(self._take_round())
+        await asyncio.wait([self._round])
+        ended, self._round = self._round, None
+        with self._errors():
+            ended.result()
+
+    async def _take_round(self) -> None:
+        """Take as many letters as may be in memory at once, or as there are.
+
+        A subscription is only ended once it has brought all that it may: a quorum queue takes back
+        what is still on its way then, and not in order.
+        """
+        if self._most_held is not None and len(self._holder.held) >= self._most_held:
+            await self._open_holder()
+        self._rounds += 1
+        taken = _Round(self._rounds, min(self._at_once, self.waiting - self.arrivals))
+        channel, consumer = self._holder.channel, f"round-{taken.number}"
+        self._news.clear()
+        await channel.basic_qos(prefetch_count=taken.wanted, timeout=RPC_TIMEOUT_S)
+        await channel.basic_consume(
+            self._queue,
+            partial(self._on_message, taken),
+            consumer_tag=consumer,
+            timeout=RPC_TIMEOUT_S,
+        )
+        await self._fill(taken)
+        # Never with nowait: aiormq would drop the deliveries that are on their way, unsettled.
+        await channel.basic_cancel(consumer, timeout=RPC_TIMEOUT_S)
+        self._at_once = taken.next_size()
+
+    async def _fill(self, taken: _Round) -> None:
+        loop = asyncio.get_running_loop()
+        arrived, deadline = 0, loop.time() + _PATIENCE_S
+        while taken.arrived < taken.wanted:
+            self._raise_if_gone()
+            if taken.arrived > arrived:
+                arrived, deadline = taken.arrived, loop.time() + _PATIENCE_S
+            try:
+                async with asyncio.timeout(_QUIET_S):
+                    await self._news.wait()
+            except TimeoutError:
+                if (await self._look()).ready == 0 and taken.arrived == arrived:
+                    self._ended = True  # somebody else has taken the rest
+                    return
+                if loop.time() > deadline and taken.arrived == arrived:
+                    raise BrokerError(
+                        f"{self._queue!r} has letters and gives none: does somebody else "
+                        "consume it?"
+                    ) from None
+
+    async def _on_message(self, taken: _Round, message: DeliveredMessage) -> None:
+        self._holders[message.channel.number].held[tag_of(message)] = taken.number
+        self.arrivals += 1
+        self._last_was_returned = bool(message.redelivered)
+        self._arrived.append(message)
+        taken.add(message)
+        if taken.arrived == taken.wanted:
+            self._news.set()
+
+    # Handing back
+
+    async def _take_what_was_returned(self) -> None:
+        """A quorum queue keeps what was handed back in a line of its own, before all else.
+
+        So that nobody changes places, that line is first taken to its end.
+        """
         while self._last_was_returned and self._has_more and self._holds_any():
             self._arrived.clear()
-            self._start_round()
-            await self._round_ended()
-        await self.removed()
-        alone, ready = True, await self._count() if self._holds_any() else 0
+            await self._take()
+
+    async def _hand_back(self) -> None:
+        alone, ready = True, (await self._look()).ready if self._holds_any() else 0
         for holder in self._holders.values():
             for batches in _in_groups(list(_batches(holder.held.items()))):
                 for last, size in batches:
@@ -182,6 +237,20 @@ class Taking:
                     ready += size
                 if alone:
                     alone, ready = await self._are_back(ready)
+
+    async def _are_back(self, expected: int) -> tuple[bool, int]:
+        # A queue takes letters back in its own time, and may answer a later request before. The
+        # wait ends without them where somebody else takes letters, too.
+        ready = 0
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                while True:
+                    ready = (await self._look()).ready
+                    if ready >= expected:
+                        return True, ready
+                    await asyncio.sleep(0.002)
+        except TimeoutError:
+            return False, ready
 
     async def _settled(self) -> None:
         """Wait until the queue has done all that it was told.
@@ -197,11 +266,7 @@ class Taking:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, 0.1)
 
-    async def close(self) -> None:
-        if self._round is not None:
-            await cancel_all(self._round.task)
-        for holder in self._holders.values():
-            await close_channel(holder.channel)
+    # The channels
 
     def _errors(self) -> AbstractContextManager[None]:
         return broker_errors(f"read from {self._queue!r}")
@@ -213,81 +278,18 @@ class Taking:
     def _holds_any(self) -> bool:
         return any(holder.held for holder in self._holders.values())
 
-    async def _are_back(self, expected: int) -> tuple[bool, int]:
-        # A queue takes letters back in its own time, and may answer a later request before. The
-        # wait ends without them where somebody else takes letters, too.
-        ready = 0
-        try:
-            async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                while True:
-                    ready = await self._count()
-                    if ready >= expected:
-                        return True, ready
-                    await asyncio.sleep(0.002)
-        except TimeoutError:
-            return False, ready
-
-    def _start_round(self) -> None:
-        self._round = _Round(min(self._ahead, self.waiting - self.arrivals))
-        self._round.task = asyncio.create_task(self._take(self._round))
-        self._round.task.add_done_callback(self._wake)
-
-    async def _round_ended(self) -> None:
-        """Wait for the end of the round; raises what ended it."""
-        if self._round is not None:
-            ending = self._round
-            await asyncio.wait([ending.task])
-            self._round = None
-            self._ahead = ending.next_size()
-            with self._errors():
-                ending.task.result()
-
-    async def _take(self, taken: _Round) -> None:
-        """Take as many letters as the round is to have, or as there are.
-
-        A subscription is only ended once it has brought all that it may: a quorum queue takes back
-        what is still on its way then, and not in order.
-        """
-        if self._most_held is not None and len(self._holder.held) >= self._most_held:
-            await self._open_holder()
-        self._subscribed, holder = taken, self._holder
-        await holder.channel.basic_qos(prefetch_count=taken.wanted, timeout=RPC_TIMEOUT_S)
-        await holder.channel.basic_consume(
-            self._queue,
-            partial(self._on_message, taken),
-            consumer_tag=taken.consumer,
-            timeout=RPC_TIMEOUT_S,
-        )
-        await self._fill(taken)
-        # Never with nowait: aiormq would drop the deliveries that are on their way, unsettled.
-        await holder.channel.basic_cancel(taken.consumer, timeout=RPC_TIMEOUT_S)
-        self._subscribed = None
-        for tag in taken.acks:
-            holder.remove(tag)
-
-    async def _fill(self, taken: _Round) -> None:
-        deadline = asyncio.get_running_loop().time() + _PATIENCE_S
-        while not taken.is_full.is_set():
-            self._raise_if_gone()
-            arrived = taken.arrived
-            try:
-                async with asyncio.timeout(_QUIET_S):
-                    await taken.is_full.wait()
-            except TimeoutError:
-                if taken.arrived == arrived and await self._count() == 0:
-                    self._ended = True  # somebody else has taken the rest
-                    return
-                if asyncio.get_running_loop().time() > deadline and taken.arrived == arrived:
-                    raise BrokerError(
-                        f"{self._queue!r} has letters and gives none: does somebody else "
-                        "consume it?"
-                    ) from None
+    async def _look(self) -> Look:
+        return await look_at(self._holder.channel, self._queue)
 
     async def _open_holder(self) -> None:
         channel = await self._connection.channel()
         self._holder = self._holders[channel.number] = _Holder(channel)
-        channel.closing.add_done_callback(self._on_close)
+        channel.closing.add_done_callback(lambda _closing: self._news.set())
         channel.on_consumer_cancel_callbacks.add(self._on_cancel)
+
+    def _on_cancel(self, _frame: spec.Basic.Cancel) -> None:
+        self._deleted = True
+        self._news.set()
 
     def _raise_if_gone(self) -> None:
         if self._deleted:
@@ -299,62 +301,33 @@ class Taking:
                     "the connection was lost"
                 )
 
-    async def _on_message(self, taken: _Round, message: DeliveredMessage) -> None:
-        self._holders[message.channel.number].held[tag_of(message)] = taken.consumer
-        self.arrivals += 1
-        self._last_was_returned = bool(message.redelivered)
-        self._arrived.append(message)
-        self._arrival.set()
-        taken.add(message)
-
-    def _on_cancel(self, _frame: spec.Basic.Cancel) -> None:
-        self._deleted = True
-        self._interrupt()
-
-    def _on_close(self, _closing: object) -> None:
-        self._interrupt()
-
-    def _interrupt(self) -> None:
-        if self._round is not None:
-            self._round.is_full.set()
-
-    def _wake(self, _round: object) -> None:
-        self._arrival.set()
-
 
 class _Round:
-    """One subscription, which brings as many letters as it was made for."""
+    """What one subscription brings, as many letters as it was made for."""
 
-    task: asyncio.Task[None]
-
-    def __init__(self, wanted: int) -> None:
+    def __init__(self, number: int, wanted: int) -> None:
+        self.number = number
         self.wanted = wanted
-        self.consumer = uuid4().hex
         self.arrived = 0
-        self.acks: list[int] = []
-        """The tags of what was removed while letters were still coming."""
-        self.is_full = asyncio.Event()
         self._bytes = 0
 
     def add(self, message: DeliveredMessage) -> None:
         self.arrived += 1
         self._bytes += _size_of(message)
-        if self.arrived == self.wanted:
-            self.is_full.set()
 
     def next_size(self) -> int:
         """How many of such letters may be in memory at once."""
-        average = self._bytes // self.arrived if self.arrived else _BYTES_AHEAD
-        return max(_FEWEST_AHEAD, min(_MOST_AHEAD, _BYTES_AHEAD // max(1, average)))
+        average = self._bytes // self.arrived if self.arrived else _BYTES_AT_ONCE
+        return max(_FEWEST_AT_ONCE, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // max(1, average)))
 
 
 class _Holder:
-    """A channel, and the tags of what is held on it, in order, each with its subscription."""
+    """A channel, and the tags of what is held on it, in order, each with its round's number."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self.channel = channel
         self.out = Gathering(channel)
-        self.held: dict[int, str] = {}
+        self.held: dict[int, int] = {}
 
     def remove(self, tag: int) -> None:
         ack = spec.Basic.Ack(delivery_tag=tag, multiple=False)
@@ -373,14 +346,14 @@ def _size_of(message: DeliveredMessage) -> int:
     return len(message.body) + texts + 2_000
 
 
-def _batches(held: Iterable[tuple[int, str]]) -> Iterable[tuple[int, int]]:
-    """The last tag and the size of each batch, none of which spans two subscriptions."""
-    size, last, current = 0, 0, ""
-    for tag, consumer in held:
-        if size and (size == _IN_ORDER or consumer != current):
+def _batches(held: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    """The last tag and the size of each batch, none of which spans two rounds."""
+    size, last, current = 0, 0, 0
+    for tag, number in held:
+        if size and (size == _IN_ORDER or number != current):
             yield last, size
             size = 0
-        size, last, current = size + 1, tag, consumer
+        size, last, current = size + 1, tag, number
     if size:
         yield last, size
 

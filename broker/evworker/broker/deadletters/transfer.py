@@ -9,6 +9,7 @@ import asyncio
 import base64
 import math
 from collections.abc import AsyncIterable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiormq import spec
 
-from evworker.broker.deadletters.audit import audited
+from evworker.broker.deadletters.audit import Account, audited
 from evworker.broker.deadletters.copying import resent, sendable_headers
 from evworker.broker.deadletters.filters import EVERYTHING, LetterFilter
 from evworker.broker.deadletters.letter import Letter
@@ -104,63 +105,38 @@ async def export_dead_letters(
     they are. Raises QueueNotFoundError, BrokerError, or what `write` raises.
     """
     exported = Exported()
-    if not remove:
-        await _export(connection, queue, write, letters, limit, exported, on_progress)
-        return exported
-    with audited("export", queue, filter=str(letters), limit=limit) as account:
-        try:
-            await _export(
-                connection, queue, write, letters, limit, exported, on_progress, remove=True
-            )
-        finally:
-            account.count = exported.removed
-    return exported
+    about = {"filter": str(letters), "limit": limit}
+    with audited("export", queue, **about) if remove else nullcontext(Account()) as account:
+        async with taking(connection, queue, to_remove=remove) as held:
+            lines: list[bytes] = []
+            written: list[DeliveredMessage] = []
 
+            async def flush() -> None:
+                await asyncio.to_thread(write, b"".join(lines))
+                exported.letters += len(lines)
+                if remove:
+                    for message in written:
+                        held.remove(message)
+                    exported.removed = account.count = exported.letters
+                lines.clear()
+                written.clear()
+                on_progress(exported.letters)
 
-async def _export(
-    connection: Connection,
-    queue: str,
-    write: Callable[[bytes], None],
-    letters: LetterFilter,
-    limit: int | None,
-    exported: Exported,
-    on_progress: Callable[[int], None],
-    *,
-    remove: bool = False,
-) -> None:
-    async with taking(connection, queue, to_remove=remove) as held:
-        lines: list[bytes] = []
-        written: list[DeliveredMessage] = []
-
-        async def flush() -> None:
-            if not lines:
-                return
-            await asyncio.to_thread(write, b"".join(lines))
-            exported.letters += len(lines)
-            for message in written:
-                held.remove(message)
-            exported.removed += len(written)
-            lines.clear()
-            written.clear()
-            on_progress(exported.letters)
-
-        size = 0
-        for position in range(1, held.waiting + 1):
-            if exported.letters + len(lines) == limit:
-                break
-            if (message := await held.next()) is None:
-                break
-            letter = Letter.read(message, position)
-            if not letters.matches(letter):
-                continue
-            lines.append(to_line(letter, queue))
-            size += len(lines[-1])
-            if remove:
-                written.append(message)
-            if size > _CHUNK_BYTES or len(lines) == _CHUNK_LETTERS:
+            size = 0
+            while exported.letters + len(lines) != limit:
+                if (message := await held.next()) is None:
+                    break
+                letter = Letter.read(message, held.position)
+                if letters.matches(letter):
+                    lines.append(to_line(letter, queue))
+                    written.append(message)
+                    size += len(lines[-1])
+                if size > _CHUNK_BYTES or len(lines) == _CHUNK_LETTERS:
+                    await flush()
+                    size = 0
+            if lines:
                 await flush()
-                size = 0
-        await flush()
+    return exported
 
 
 async def import_dead_letters(
@@ -275,27 +251,26 @@ def _import_headers(
     return sendable_headers(kept)
 
 
-# What JSON has no word for is an object with one of these names.
-_BYTES, _TIME, _DECIMAL, _FLOAT, _TABLE = "$bytes", "$time", "$decimal", "$float", "$table"
+# What JSON has no word for is an object with one name, which begins with $.
 
 
 def _jsonable(value: Any) -> Any:  # noqa: PLR0911 - a table
     match value:
         case bytes() | bytearray():
-            return {_BYTES: base64.b64encode(value).decode()}
+            return {"$bytes": base64.b64encode(value).decode()}
         case datetime():
-            return {_TIME: value.isoformat()}
+            return {"$time": value.isoformat()}
         case Decimal():
-            return {_DECIMAL: str(value)}
+            return {"$decimal": str(value)}
         case float() if not math.isfinite(value):
-            return {_FLOAT: repr(value)}
+            return {"$float": repr(value)}
         case str():
             return value.encode("utf-8", "backslashreplace").decode()
         case list():
             return [_jsonable(inner) for inner in value]
         case dict():
             table = {str(name): _jsonable(inner) for name, inner in value.items()}
-            return {_TABLE: table} if any(name.startswith("$") for name in table) else table
+            return {"$table": table} if any(name.startswith("$") for name in table) else table
     return value
 
 
