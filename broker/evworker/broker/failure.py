@@ -209,6 +209,8 @@ def _users_part(trace: TracebackType) -> TracebackType:
 
 
 def _clipped(text: str, limit: int) -> str:
+    if text.isascii() and len(text) <= limit:
+        return text
     data = text.encode("utf-8", "backslashreplace")
     return data[:limit].decode("utf-8", "ignore")
 

@@ -137,9 +137,11 @@ def _survives_32_bits(value: float) -> bool:
 
 def _reencodable(value: FieldValue) -> FieldValue:
     match value:
+        case str():
+            return value
         case bytes():
             return bytearray(value)
-        case Mapping():
+        case dict():
             return {key: _reencodable(inner) for key, inner in value.items()}
         case list():
             return [_reencodable(inner) for inner in value]
