@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
+BENCH ?= consume
 ARGS ?=
 SEEDS ?=
 
@@ -49,10 +50,10 @@ format: $(VENV)/.installed-dev ## put the code into its one format
 wheel-test: $(VENV)/.installed-dev ## build sdist and wheel, and use the wheel in a clean environment
 	@$(BIN)/python -m tests.wheel
 
-bench: $(VENV)/.installed-dev ## consume side by side with bare aio-pika
+bench: $(VENV)/.installed-dev ## consume side by side with bare aio-pika; or BENCH=footprint, BENCH=deadletters
 	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
 	set -a; eval "$$found"; set +a; \
-	$(BIN)/python benchmarks/consume.py $(ARGS)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 coverage: $(VENV)/.installed-dev ## all tests in one process, and which lines they reach
 	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \

@@ -259,13 +259,15 @@ class Bench:
                 *(str(COMMAND), "dlq", *arguments),
                 env=self._environment,
                 stdout=PIPE,
+                stderr=PIPE,
                 pass_fds=[writing],
             )
             os.close(writing)
-            printed, _ = await running.communicate()
+            printed, said = await running.communicate()
             if running.returncode:
-                raise WrongSumError(f"{name}: exit code {running.returncode}")
+                raise WrongSumError(f"{name}: exit code {running.returncode}\n{said.decode()}")
             self.rows[name] = Cost(letters, *map(float, cost.read().split()))
+            print(f"  {name}: {self.rows[name].seconds:.1f} s", file=sys.stderr, flush=True)
         return json.loads(printed)
 
     async def check_counts(self, letters: int, work: int) -> None:
