@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,25 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, asyncio.CancelledError) or type(error) is Exception:
         return "the connection was lost"
     return str(error) or type(error).__name__
+
+
+async def written(channel: AbstractChannel, writing: Awaitable[None]) -> None:
+    """Await a write that has no answer, for as long as its channel lives; raises what it raises.
+
+    aiormq hands its frames to the connection's writer through a queue of ten, and waits for room in
+    it. Once the writer has ended with its connection, that would be for ever.
+    """
+    if not channel.connection.write_queue.full():
+        await writing
+        return
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.wait([task, channel.closing], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise aiormq.exceptions.ChannelInvalidStateError(f"{channel} is closed")
+        await task
+    finally:
+        task.cancel()
 
 
 async def close_channel(channel: AbstractChannel) -> None:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Self, cast
 import aiormq.exceptions
 from aiormq import spec
 
-from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel, reason_of
+from evworker.broker.channels import (
+    RPC_TIMEOUT_S,
+    broker_errors,
+    close_channel,
+    reason_of,
+    written,
+)
 from evworker.broker.errors import BrokerError, QueueNotFoundError
 
 if TYPE_CHECKING:
@@ -82,7 +88,7 @@ class Delivery:
     async def ack(self) -> bool:
         """Tell the broker that the message is done with; False when its channel is gone."""
         try:
-            await self._channel.basic_ack(self._tag, wait=False)
+            await written(self._channel, self._channel.basic_ack(self._tag, wait=False))
         except _GONE:
             return False
         return True
@@ -94,7 +100,8 @@ class Delivery:
         (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
         """
         try:
-            await self._channel.basic_nack(self._tag, requeue=True, wait=False)
+            nack = self._channel.basic_nack(self._tag, requeue=True, wait=False)
+            await written(self._channel, nack)
         except _GONE:
             return False
         return True

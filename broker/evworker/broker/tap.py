@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiormq.exceptions
 
-from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel
+from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel, written
 from evworker.broker.envelope import Envelope
 from evworker.broker.errors import BrokerError, UndecodableError
 from evworker.broker.topics import check_pattern
@@ -56,7 +56,8 @@ async def tap(
             arrived = await _subscribed(channel, exchange, patterns)
             while True:
                 message = await _next(arrived, channel.closing)
-                await channel.basic_ack(message.delivery.delivery_tag, wait=False)  # type: ignore[union-attr, arg-type]
+                ack = channel.basic_ack(message.delivery.delivery_tag, wait=False)  # type: ignore[union-attr, arg-type]
+                await written(channel, ack)
                 yield _read(message)
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             raise BrokerError(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from aiormq.abc import ChannelFrame
 
+from evworker.broker.channels import written
+
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
 
@@ -40,7 +42,8 @@ class Gathering:
             while self._frames and not self._channel.is_closed:
                 payload = b"".join(self._frames)
                 self._frames.clear()
-                await self._writes.put(ChannelFrame(payload, should_close=False))
+                frame = ChannelFrame(payload, should_close=False)
+                await written(self._channel, self._writes.put(frame))
         finally:
             self._writing = None
             self._frames.clear()

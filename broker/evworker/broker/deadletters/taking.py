@@ -19,7 +19,7 @@ import pamqp.frame
 from aiormq import spec
 
 from evworker.broker.cancellation import cancel_all
-from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel
+from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel, written
 from evworker.broker.deadletters.counting import Look, look_at
 from evworker.broker.deadletters.gathering import Gathering
 from evworker.broker.errors import BrokerError, QueueNotFoundError
@@ -233,7 +233,8 @@ class Taking:
             for batches in _in_groups(list(_batches(holder.held.items()))):
                 for last, size in batches:
                     # Nacks: closing the channel would count as a failed delivery from 4.3 on.
-                    await holder.channel.basic_nack(last, multiple=True, wait=False)
+                    nack = holder.channel.basic_nack(last, multiple=True, wait=False)
+                    await written(holder.channel, nack)
                     ready += size
                 if alone:
                     alone, ready = await self._are_back(ready)
