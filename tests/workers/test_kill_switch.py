@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
-from evworker.workers import Context, KillSwitch, Retry, fixed
+from evworker.workers import Context, Discard, KillSwitch, Retry, fixed
 from evworker.workers.killswitch import DEFAULT_KILL_SWITCH
 from evworker.workers.retry import DEFAULT_RETRY
 from tests.waiting import eventually
@@ -106,3 +107,39 @@ async def test_a_stop_while_it_pauses_loses_nothing(stage: Stage) -> None:
     lost_to_first_failures = len(await stage.letters(plugin.consumers[0].queue))
     assert lost_to_first_failures <= QUICK.failures
     assert len(set(database.stored)) + lost_to_first_failures == 50
+
+
+async def test_what_is_discarded_on_purpose_pauses_nothing(stage: Stage) -> None:
+    async def handle(event: OrderPlaced, ctx: Context) -> None:
+        raise Discard("not ours")
+
+    any_error = KillSwitch(failures=3, pause="100ms")
+    plugin = stage.plugin(handle, OrderPlaced, kill_switch=any_error)
+    await stage.declare(plugin)
+    for number in range(8):
+        await stage.publish(OrderPlaced(order_id=str(number)))
+    worker = await stage.work(plugin)
+    assert (worker.counts.discarded, worker.counts.handed_back) == (8, 0)
+
+
+async def test_a_mute_error_pauses_all_the_same(stage: Stage) -> None:
+    up = False
+
+    class MuteError(ConnectionError):
+        def __str__(self) -> str:
+            raise AttributeError("code")
+
+    async def handle(event: OrderPlaced, ctx: Context) -> None:
+        if not up:
+            raise MuteError
+
+    plugin = stage.plugin(handle, OrderPlaced, kill_switch=KillSwitch(ConnectionError, failures=1))
+    await stage.declare(plugin)
+    await stage.publish(OrderPlaced(order_id="1"))
+    with capture_logs() as logs:
+        async with stage.working(plugin):
+            await eventually(lambda: any("kill switch open" in line["event"] for line in logs))
+    up = True
+    worker = await stage.work(plugin)
+    assert worker.counts.handled == 1
+    assert not [line for line in logs if "defect" in line["event"]]

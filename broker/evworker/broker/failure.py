@@ -79,7 +79,7 @@ class Failure:
         return cls(
             reason=reason,
             error_type=_name_of(type(error)),
-            error_message=_message_of(error),
+            error_message=message_of(error),
             traceback=_trace_of(error),
             attempts=attempts,
             first_failed_at=earlier.first_failed_at or failed_at,
@@ -181,7 +181,8 @@ def _name_of(kind: type) -> str:
     )
 
 
-def _message_of(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """The error's own words, bounded; never raises, whatever its ``__str__`` does."""
     try:
         text = str(error)
     except Exception as failing:  # noqa: BLE001 - a user's __str__ can do anything
@@ -232,6 +233,8 @@ def _text(headers: Mapping[str, FieldValue], name: str) -> str | None:
 
 def _read(headers: Mapping[str, FieldValue], name: str) -> datetime | None:
     try:
-        return datetime.fromisoformat(str(headers[name]))
+        time = datetime.fromisoformat(str(headers[name]))
     except (KeyError, ValueError):
         return None
+    # Anyone can write it, and one without a zone can't be compared with any other.
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evworker.broker import ConsumerError
-from evworker.workers import KillSwitch
+from evworker.workers import DeadLetter, Discard, KillSwitch, RetryAfter
 from evworker.workers.killswitch import SwitchState
 
 SETTINGS = KillSwitch(ConnectionError, failures=3, share=0.5, window="10s", pause="5s")
@@ -70,3 +70,35 @@ def test_it_is_open_only_after_failures_and_closed_after_each_success(
 def test_settings_that_can_not_work_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConsumerError):
         KillSwitch(ConnectionError, **options)  # type: ignore[arg-type]
+
+
+def test_attempts_that_fail_otherwise_count_as_attempts() -> None:
+    switch = SwitchState(SETTINGS)
+    for at in range(50):
+        switch.failed_otherwise(at / 10)
+        switch.failed_otherwise(at / 10)
+        assert not switch.failed(at / 10)
+
+
+def test_a_pause_that_ends_late_opens_nothing_again() -> None:
+    switch = SwitchState(SETTINGS)
+    for at in range(3):
+        switch.failed(float(at))
+    switch.probe()
+    switch.succeeded(9.0)
+    switch.probe()
+    assert switch.state == "closed"
+
+
+def test_what_a_handler_steers_by_matches_by_name_only() -> None:
+    any_error = KillSwitch()
+    assert any_error.matches(ValueError())
+    for steering in (Discard("a"), DeadLetter("a"), RetryAfter(1)):
+        assert not any_error.matches(steering)
+    assert KillSwitch(RetryAfter).matches(RetryAfter(1))
+
+
+def test_an_error_in_a_group_matches() -> None:
+    refused = ExceptionGroup("unhandled errors in a TaskGroup", [ConnectionRefusedError()])
+    assert SETTINGS.matches(ExceptionGroup("two", [ValueError(), refused]))
+    assert not SETTINGS.matches(ExceptionGroup("one", [ValueError()]))

@@ -184,3 +184,16 @@ def test_handlers_and_policies_decide_the_end() -> None:
 def test_back_off_helpers() -> None:
     assert fixed("10s", 3) == (10.0, 10.0, 10.0)
     assert exponential("1s", 5, factor=3, longest="30s") == (1.0, 3.0, 9.0, 27.0, 30.0)
+
+
+def test_a_group_is_what_is_in_it() -> None:
+    retry = Retry("1s", give_up_on=CardDeclinedError)
+    one = ExceptionGroup("unhandled errors in a TaskGroup", [Discard("a")])
+    assert retry.decide(one, failed_attempts=1).what == "discard"
+    assert retry.decide(ExceptionGroup("two", [one, ValueError()]), failed_attempts=1).what == (
+        "retry"
+    )
+    assert gives_up_on(retry, ExceptionGroup("two", [ValueError(), CardStolenError()]))
+    assert gives_up_on(retry, ExceptionGroup("two", [one, DeadLetter("why")]))
+    waits = ExceptionGroup("two", [RetryAfter(10), RetryAfter(30), ValueError()])
+    assert delay_of(retry, 1, waits) == 30.0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from evworker.broker import Envelope, EventError, Failure, UndecodableError, format_duration
 from evworker.broker.cancellation import forgive_cancellation
-from evworker.broker.failure import failed_attempts
+from evworker.broker.failure import failed_attempts, message_of
 from evworker.workers.context import Context
 from evworker.workers.killswitch import SwitchState
 from evworker.workers.outcome import (
@@ -92,7 +92,9 @@ class Execution:
         """One attempt. Never raises: whatever happens is in the outcome."""
         try:
             event = self.consumer.decode(context.envelope)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a type's __post_init__ can do anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a type's __post_init__ can do anything
             reason: Reason = "undecodable" if isinstance(error, UndecodableError) else "invalid"
             return DeadLettered(failure_of(delivery, reason, error, consumer=self.consumer.name))
         timer = asyncio.timeout(self.consumer.timeout_s)
@@ -136,18 +138,19 @@ class Execution:
     def _judged(self, delivery: Delivery, error: BaseException) -> Outcome:
         if self.stopped:
             return _HANDED_BACK  # whatever error a library has made of the cancellation
-        if self.switch is not None and self.switch.settings.matches(error):
-            self.switch.failed(clock.monotonic())
-            if self.switch.state != "closed":
-                return Paused(f"{type(error).__name__}: {error}")
         earlier = Failure.from_headers(delivery.headers)
         decision = self.consumer.retry.decide(
             error,
             failed_attempts=earlier.attempts + 1,
             failing_for_s=_seconds_since(earlier.first_failed_at),
         )
+        why = f"{type(error).__name__}: {message_of(error)}"
         if decision.what == "discard":
-            return Discarded(f"{type(error).__name__}: {error}")
+            if self.switch is not None:
+                self.switch.succeeded(clock.monotonic())  # it ended as its author meant it to
+            return Discarded(why)
+        if self.switch is not None and self._is_paused_by(self.switch, error):
+            return Paused(why)
         failure = failure_of(
             delivery,
             "given-up" if decision.what == "give-up" else "failed",
@@ -158,6 +161,16 @@ class Execution:
         if decision.what == "retry":
             return Retried(decision.delay_s, failure)
         return DeadLettered(failure)
+
+    @staticmethod
+    def _is_paused_by(switch: SwitchState, error: BaseException) -> bool:
+        """Tell the kill switch of a failure; whether it says that the attempt does not count."""
+        now = clock.monotonic()
+        if not switch.settings.matches(error):
+            switch.failed_otherwise(now)
+            return False
+        switch.failed(now)
+        return switch.state != "closed"
 
 
 def _seconds_since(time: datetime | None) -> float:

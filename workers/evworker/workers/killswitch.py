@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from evworker.broker import ConsumerError, Duration, parse_duration
+from evworker.workers.retry import STEERING, causes_in
 
 State = Literal["closed", "open", "probing"]
 
@@ -30,6 +31,9 @@ class KillSwitch:
     and these were at least `share` of all attempts in it. Attempts that fail so while it is open
     cost no attempt of their budget. After `pause` one message at a time is tried, and a pause made
     after each that fails, until one succeeds.
+
+    What a handler raises to steer (``Discard``, ``DeadLetter``, ``RetryAfter``) matches only where
+    `on` names it, and not by being an Exception. Of a group of errors one has to match.
 
     >>> KillSwitch(ConnectionError, TimeoutError, failures=5, pause="2s").pause_s
     2.0
@@ -63,7 +67,12 @@ class KillSwitch:
 
     def matches(self, error: BaseException) -> bool:
         """Whether this error says that a dependency is down."""
-        return isinstance(error, self.on)
+        return any(
+            isinstance(cause, kind)
+            and (not isinstance(cause, STEERING) or issubclass(kind, STEERING))
+            for cause in causes_in(error)
+            for kind in self.on
+        )
 
 
 DEFAULT_KILL_SWITCH = KillSwitch(ConnectionError)
@@ -101,13 +110,19 @@ class SwitchState:
         self.state, self.opened_at = "open", now
         return True
 
+    def failed_otherwise(self, now: float) -> None:
+        """An attempt failed with another error: it says nothing of a dependency, but counts."""
+        if self.state == "closed":
+            self._remember(now, failed=False)
+
     def probe_due_s(self, now: float) -> float:
         """How long the pause still lasts, in seconds."""
         return max(0.0, self.opened_at + self.settings.pause_s - now)
 
     def probe(self) -> None:
-        """The pause is over."""
-        self.state = "probing"
+        """The pause is over; one that another probe has closed meanwhile stays closed."""
+        if self.state == "open":
+            self.state = "probing"
 
     def _remember(self, now: float, *, failed: bool) -> None:
         self._attempts.append((now, failed))

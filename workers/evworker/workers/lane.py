@@ -144,7 +144,8 @@ class Lane:
             # Nothing a message does may cost the lane its task; the pause keeps it from spinning.
             log.exception("a defect in evworker: please report it", queue=delivery.queue)
             await asyncio.sleep(_DEFECT_PAUSE_S)
-            await self.settle(delivery, otherwise, envelope)
+            # Handed back even in quarantine, which counts it: so that it does not go on for ever.
+            await self.settle(delivery, _HANDED_BACK, envelope)
         finally:
             current_context.reset(token)
 

@@ -81,15 +81,20 @@ class Retry:
         """What becomes of an attempt that ended in `error`.
 
         `failed_attempts` counts this one, `failing_for_s` is the time since the first that failed.
+        Of a group, such as a TaskGroup raises, all errors must be ones to discard, and one suffices
+        to give up; the longest wait that is asked for counts.
         """
-        if isinstance(error, (Discard, *self.discard_on)):
+        causes = causes_in(error)
+        if isinstance(error, self.discard_on) or all(
+            isinstance(cause, (Discard, *self.discard_on)) for cause in causes
+        ):
             return Decision("discard")
-        if isinstance(error, (DeadLetter, *self.give_up_on)):
+        if any(isinstance(cause, (DeadLetter, *self.give_up_on)) for cause in (error, *causes)):
             return Decision("give-up")
         if failed_attempts > len(self.delays_s):
             return Decision("dead-letter")
-        if isinstance(error, RetryAfter):
-            delay_s = error.delay_s
+        if asked_s := [cause.delay_s for cause in causes if isinstance(cause, RetryAfter)]:
+            delay_s = max(asked_s)
         else:
             delay_s = random.choice(self._spread(self.delays_s[failed_attempts - 1]))
         if self.within_s is not None and failing_for_s + delay_s > self.within_s:
@@ -153,6 +158,17 @@ class DeadLetter(Exception):  # noqa: N818 - asks for something, like StopIterat
 
 class Discard(Exception):  # noqa: N818 - asks for something, like StopIteration
     """Raised by a handler: this message need not be handled, and here is why; it is gone then."""
+
+
+STEERING = (RetryAfter, DeadLetter, Discard)
+"""What a handler raises to say what is to be done, and not that something broke."""
+
+
+def causes_in(error: BaseException) -> tuple[BaseException, ...]:
+    """The error, or those in it if it is a group, however deep."""
+    if not isinstance(error, BaseExceptionGroup):
+        return (error,)
+    return tuple(cause for inner in error.exceptions for cause in causes_in(inner))
 
 
 class HandlerTimeoutError(EvworkerError):

@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 import structlog
 from aiormq import spec
 
-from evworker.broker import BrokerError, Failure, HeadersError, UnroutableError, format_duration
+from evworker.broker import (
+    BrokerError,
+    Failure,
+    HeadersError,
+    TopologyMismatchError,
+    UnroutableError,
+    format_duration,
+)
 from evworker.broker.backoff import backoff_s
 from evworker.broker.cancellation import raise_if_cancelled
 from evworker.broker.declare import apply_topology
@@ -130,11 +137,11 @@ class Settlement:
         return self.retry_queues[delay_s]
 
     def _nearest(self, delay_s: float) -> Queue:
-        """For who may not declare: the shortest wait that is long enough, or the longest."""
+        """Where its own queue can't be: the shortest wait that is long enough, or the longest."""
         known = sorted(self.retry_queues)
         nearest = next((known_s for known_s in known if known_s >= delay_s), known[-1])
         log.warning(
-            "not allowed to declare a queue for this wait, using another",
+            "can't declare a queue for this wait, using another",
             asked=format_duration(delay_s),
             delay=format_duration(nearest),
         )
@@ -167,11 +174,14 @@ class Settlement:
         return False
 
     async def _declared(self, queue: Queue, delivery: Delivery) -> bool:
-        """Declare a queue of ours; False when that is not allowed, or the channel is gone."""
+        """Declare a queue of ours; False when that can't be, or the channel is gone."""
         attempt = 0
         while delivery.is_live:
             try:
                 return not await apply_topology(self._connection, Topology(queues=(queue,)))
+            except TopologyMismatchError as error:
+                log.warning("there is another queue of that name", to=queue.name, error=str(error))
+                return False
             except BrokerError as error:
                 attempt += 1
                 log.warning("can't declare, trying again", to=queue.name, error=str(error))
@@ -223,6 +233,7 @@ def _bare_properties(properties: spec.Basic.Properties, failure: Failure) -> spe
         content_type=properties.content_type,
         headers=failure.to_headers(),
         delivery_mode=PERSISTENT,
+        priority=properties.priority,
         message_id=properties.message_id,
     )
 
