@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from evworker.broker import Connection, Publisher, Topology
     from evworker.workers.consumer import Consumer
     from evworker.workers.outcome import Counts, Outcome
+    from evworker.workers.solitude import Solitude
 
 log = structlog.get_logger("evworker.feed")
 
@@ -60,8 +61,8 @@ class Shared:
     counts: Counts
     take: Callable[[], bool]
     """Asked before each attempt whether another one may start."""
-    alone: asyncio.Lock
-    """Held by whichever feed runs a message from its quarantine."""
+    solitude: Solitude
+    """Through which every attempt passes, since a message from a quarantine runs alone."""
 
 
 class Feed:
@@ -84,6 +85,7 @@ class Feed:
         self._take = shared.take
         self._traffic = Traffic()
         declared = {planned.name: planned for planned in topology.queues}
+        self._counts_returns = declared[queue].arguments["x-queue-type"] == "quorum"
         self._settlement = Settlement(
             queue,
             dead_letters=declared[dead_letter_queue(queue)],
@@ -99,14 +101,16 @@ class Feed:
                 self._settlement,
                 self._traffic,
                 shared.take,
+                shared.solitude,
             )
             for consumer in self.consumers
         ]
         self._quarantine = Quarantine(
             quarantine_queue(queue),
             connection=shared.connection,
-            alone=shared.alone,
+            solitude=shared.solitude,
             stop_asked=self._traffic.stop_asked,
+            ready=self._until_probe,
             attempt=self._attempt_alone,
         )
         self._intake: Intake | None = None
@@ -252,7 +256,7 @@ class Feed:
 
     def _receive(self, delivery: Delivery) -> None:
         self._traffic.begin()
-        if is_suspect(delivery):
+        if is_suspect(delivery, counted=self._counts_returns):
             self._spawn(self._refuse(delivery, Quarantined(delivery.returns)))
         else:
             routed = self._route(delivery)
@@ -311,9 +315,13 @@ class Feed:
             return
         try:
             # Not handed back, if it comes to that: its queue would count it as a crash.
-            await lane.attempt(delivery, envelope, hold=True, otherwise=Quarantined(crashes))
+            await lane.attempt(delivery, envelope, alone=True, otherwise=Quarantined(crashes))
         finally:
             self._traffic.end()
+
+    async def _until_probe(self) -> None:
+        for lane in self._lanes:
+            await lane.until_probe()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

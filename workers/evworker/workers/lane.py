@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from evworker.workers.execution import Execution
     from evworker.workers.outcome import Outcome
     from evworker.workers.settlement import Settlement
+    from evworker.workers.solitude import Solitude
 
 log = structlog.get_logger("evworker.lane")
 
@@ -83,6 +84,7 @@ class Lane:
         settlement: Settlement,
         traffic: Traffic,
         take: Callable[[], bool],
+        solitude: Solitude,
     ) -> None:
         self.execution = execution
         self.consumer = execution.consumer
@@ -90,6 +92,7 @@ class Lane:
         self._settlement = settlement
         self._traffic = traffic
         self._take = take
+        self._solitude = solitude
 
     async def work(self) -> None:
         """One task of the lane: attempt what waits, one after the other, until the feed closes."""
@@ -121,22 +124,30 @@ class Lane:
         delivery: Delivery,
         envelope: Envelope,
         *,
-        hold: bool,
+        hold: bool = False,
+        alone: bool = False,
         otherwise: Outcome = _HANDED_BACK,
     ) -> None:
         """One attempt, settled; with `hold` repeated for as long as a dependency is down.
 
-        `otherwise` is how the delivery ends without an attempt, or after one that does not count.
+        `alone` says that it was seen to that nothing else runs. `otherwise` is how the delivery
+        ends without an attempt, or after one that does not count.
         """
+        if not alone:
+            await self._solitude.nobody_alone()
         if self._traffic.stop_asked.is_set() or not self._take():
-            await self._traffic.fall_quiet()
+            if not alone:
+                await self._traffic.fall_quiet()
             await self.settle(delivery, otherwise, envelope)
             return
         context = self.execution.context(delivery, envelope)
         token = current_context.set(context)
         try:
-            outcome = await self._attempt(delivery, context, hold=hold)
-            if isinstance(outcome, Paused):
+            if alone:
+                outcome = await self._run(delivery, context)
+            else:
+                outcome = await self._attempt(delivery, context, hold=hold)
+            if isinstance(outcome, Paused) and not alone:
                 await self._traffic.fall_quiet()
             uncounted = isinstance(outcome, (Paused, HandedBack))
             await self.settle(delivery, otherwise if uncounted else outcome, envelope)
@@ -150,13 +161,17 @@ class Lane:
             current_context.reset(token)
 
     async def _attempt(self, delivery: Delivery, context: Context, *, hold: bool) -> Outcome:
-        outcome = await self._run(delivery, context)
+        outcome = await self._run_among_others(delivery, context)
         held_until = asyncio.get_running_loop().time() + _LONGEST_HOLD_S
         while hold and isinstance(outcome, Paused) and await self._pause(held_until):
             if not delivery.is_live:
                 break
-            outcome = await self._run(delivery, context)
+            outcome = await self._run_among_others(delivery, context)
         return outcome
+
+    async def _run_among_others(self, delivery: Delivery, context: Context) -> Outcome:
+        async with self._solitude.among_others():
+            return await self._run(delivery, context)
 
     async def settle(self, delivery: Delivery, outcome: Outcome, envelope: Envelope | None) -> None:
         """End the delivery; returns as `Settlement.settle` does."""
@@ -182,11 +197,17 @@ class Lane:
 
         Handing it back for each probe would use up its delivery limit, before RabbitMQ 4.3.
         """
-        switch, now = self.execution.switch, asyncio.get_running_loop().time()
-        if switch is None or now >= until:
+        if self.execution.switch is None or asyncio.get_running_loop().time() >= until:
             return False
+        await self.until_probe()
+        return not self._traffic.stop_asked.is_set()
+
+    async def until_probe(self) -> None:
+        """Wait for the next probe while the kill switch is open, though not beyond a stop."""
+        switch, now = self.execution.switch, asyncio.get_running_loop().time()
+        if switch is None or switch.state != "open":
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(switch.probe_due_s(now)):
                 await self._traffic.stop_asked.wait()
         switch.probe()
-        return not self._traffic.stop_asked.is_set()

@@ -36,6 +36,7 @@ from evworker.workers.consumer import LARGEST_PREFETCH
 from evworker.workers.feed import Feed, Shared
 from evworker.workers.outcome import Counts
 from evworker.workers.plugin import Plugin, check_plugins, consumers_by_queue, plan_queue
+from evworker.workers.solitude import Solitude
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -203,7 +204,7 @@ class Worker:
             publisher=self._publisher,
             counts=self.counts,
             take=self._take,
-            alone=asyncio.Lock(),
+            solitude=Solitude(),
         )
         self._feeds = [
             Feed(queue, consumers, topology=self._topologies[queue], states=states, shared=shared)
