@@ -117,6 +117,16 @@ async def test_the_largest_headers_that_are_allowed_pass_the_broker(
     assert message.headers["h"] == value
 
 
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+async def test_a_number_that_the_broker_can_not_read_travels_as_text(
+    publisher: Publisher, bind: Bind, take: Take, value: str
+) -> None:
+    queue = await bind("#")
+    await publisher.publish(OrderPlaced(order_id="42"), headers={"h": float(value)})
+    (message,) = await take(queue)
+    assert message.headers["h"] == value
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -6,6 +6,7 @@ at 63, and what the broker itself adds to a message must not come back to it on 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -129,6 +130,8 @@ def _scalar(value: Scalar) -> Scalar:
 
 
 def _survives_32_bits(value: float) -> bool:
+    if not math.isfinite(value):
+        return False  # the broker can't read it, and ends the whole connection
     try:
         return bool(struct.unpack(">f", struct.pack(">f", value))[0] == value)
     except OverflowError:
