@@ -33,7 +33,7 @@ scalars = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**63), 2**63 - 1),
-    st.floats(width=32, allow_nan=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
     texts,
     st.binary().map(bytearray),
     times,
