@@ -1,6 +1,7 @@
-"""What every test may ask for: the brokers, a unique name, and somebody who cleans up.
+"""What every test may ask for: brokers, databases, a unique name, and somebody who cleans up.
 
-Tests that take `broker_url` run once on each broker that EVWORKER_TEST_BROKER_URL lists.
+Tests that take `broker_url` run once on each broker that EVWORKER_TEST_BROKER_URL lists; those that
+take `database_url` once on each kind of database, in an empty one of their own.
 """
 
 from __future__ import annotations
@@ -8,14 +9,19 @@ from __future__ import annotations
 import functools
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from evworker.broker.database.engine import open_engine
+from evworker.broker.database.schema import make_tables
+from tests.databases import KINDS, own_database
 from tests.logins import NoServiceError, broker_version
-from tests.services import BROKER_VARIABLE
+from tests.services import BROKER_VARIABLE, DATABASE_VARIABLE, MYSQL_VARIABLE
 from tests.services import broker_urls as listed_broker_urls
 
 
@@ -79,13 +85,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if len(set(ids)) < len(ids):
             ids = [f"{name}-at-{urlsplit(url).port}" for name, url in zip(ids, urls, strict=True)]
         metafunc.parametrize("broker_url", urls, ids=ids, indirect=True, scope="session")
+    if "database_url" in metafunc.fixturenames:
+        metafunc.parametrize("database_url", KINDS, indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what talks to a broker, so that `-m "not broker"` leaves the rest."""
+    """Mark what needs a server, so that `-m "not broker and not database"` leaves the rest."""
     for item in items:
-        if {"broker_url", "broker_urls"} & set(getattr(item, "fixturenames", ())):
+        names = set(getattr(item, "fixturenames", ()))
+        if {"broker_url", "broker_urls"} & names:
             item.add_marker(pytest.mark.broker)
+        kind = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
+        if "postgres_url" in names or kind not in (None, "sqlite"):
+            item.add_marker(pytest.mark.database)
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +114,36 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     if isinstance(version, NoServiceError):
         pytest.fail(f"No RabbitMQ: {version}; {BROKER_VARIABLE} says where one is.", pytrace=False)
     return url
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database that is this test's own, on PostgreSQL, MariaDB and SQLite."""
+    yield from _own_database(request.param, tmp_path)
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine on `database_url`, with evworker's tables made."""
+    opened = open_engine(database_url)
+    await make_tables(opened)
+    yield opened
+    await opened.dispose()
+
+
+@pytest.fixture
+def postgres_url(tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database that is this test's own."""
+    yield from _own_database("postgresql", tmp_path)
+
+
+def _own_database(kind: str, folder: Path) -> Iterator[str]:
+    variable = MYSQL_VARIABLE if kind == "mariadb" else DATABASE_VARIABLE
+    try:
+        with own_database(kind, folder) as url:
+            yield url
+    except NoServiceError as error:
+        pytest.fail(f"No {kind}: {error}; {variable} says where one is.", pytrace=False)
 
 
 @pytest.fixture

@@ -1,16 +1,17 @@
 """Find the services that the tests and the demo talk to, and start them where none runs.
 
     python -m tests.services --need broker
-    python -m tests.services --need broker,database
+    python -m tests.services --need broker,database,mysql
 
 Prints one `KEY='value'` line a service, for a shell to evaluate, on stdout. What it did goes to
 stderr. Exits 1 with one sentence if a service can be neither found nor started.
 
 Looked for in this order, and the first that answers is taken:
 
-1. the URLs in EVWORKER_TEST_BROKER_URL (one or several, between commas or spaces) and
-   EVWORKER_TEST_DATABASE_URL; a URL that is set and does not answer is an error
-2. the standard local ports, 5672 and 5432
+1. the URLs in EVWORKER_TEST_BROKER_URL (one or several, between commas or spaces),
+   EVWORKER_TEST_DATABASE_URL (PostgreSQL) and EVWORKER_TEST_MYSQL_URL (MariaDB or MySQL); a URL
+   that is set and does not answer is an error
+2. the standard local ports, 5672, 5432 and 3306
 3. `docker compose up --wait`, if a Docker engine is running
 4. the distribution's packages, as root on Debian and its kin
 
@@ -38,10 +39,12 @@ from tests.logins import (
     address,
     broker_version,
     database_answers,
+    mysql_version,
 )
 
 BROKER_VARIABLE = "EVWORKER_TEST_BROKER_URL"
 DATABASE_VARIABLE = "EVWORKER_TEST_DATABASE_URL"
+MYSQL_VARIABLE = "EVWORKER_TEST_MYSQL_URL"
 
 LOCAL_BROKER = "amqp://guest:guest@127.0.0.1:5672/"
 # The first is what this script and docker-compose.yml set up, the second what a machine may have.
@@ -49,6 +52,7 @@ LOCAL_DATABASES = (
     "postgresql://evworker@127.0.0.1:5432/evworker",
     "postgresql://postgres@127.0.0.1:5432/postgres",
 )
+LOCAL_MYSQLS = ("mysql://root@127.0.0.1:3306", "mysql://evworker@127.0.0.1:3306")
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 120.0
@@ -57,10 +61,11 @@ INSTALL_TIMEOUT_S = 900.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Find or start the services that tests need.")
-    parser.add_argument("--need", default="broker", help="broker, or broker,database")
+    parser.add_argument("--need", default="broker", help="broker, or broker,database,mysql")
     needed = parser.parse_args(arguments).need.split(",")
     if unknown := set(needed) - FINDERS.keys():
-        parser.error(f"no such service: {', '.join(sorted(unknown))}; there are broker, database")
+        known = ", ".join(FINDERS)
+        parser.error(f"no such service: {', '.join(sorted(unknown))}; there are {known}")
     try:
         for service in needed:
             variable, find = FINDERS[service]
@@ -98,6 +103,16 @@ def find_broker() -> str:
     return LOCAL_BROKER
 
 
+def database_url() -> str:
+    """The PostgreSQL named in the environment, or else the local one; raises NoServiceError."""
+    return os.environ.get(DATABASE_VARIABLE, "").strip() or local_database()
+
+
+def mysql_url() -> str:
+    """The MariaDB or MySQL named in the environment, or else the local one."""
+    return os.environ.get(MYSQL_VARIABLE, "").strip() or local_mysql()
+
+
 def find_database() -> str:
     if url := os.environ.get(DATABASE_VARIABLE, "").strip():
         try:
@@ -111,9 +126,23 @@ def find_database() -> str:
     return url
 
 
+def find_mysql() -> str:
+    if url := os.environ.get(MYSQL_VARIABLE, "").strip():
+        try:
+            version = mysql_version(url)
+        except NoServiceError as error:
+            raise NoServiceError(f"{MYSQL_VARIABLE} is set, but {error}.") from error
+        say(f"mysql: {version} at {address(url)}, from {MYSQL_VARIABLE}")
+        return url
+    url = find_or_start("MariaDB", "mysql", local_mysql, start_debian_mariadb)
+    say(f"mysql: {mysql_version(url)} at {address(url)}")
+    return url
+
+
 FINDERS: dict[str, tuple[str, Callable[[], str]]] = {
     "broker": (BROKER_VARIABLE, find_broker),
     "database": (DATABASE_VARIABLE, find_database),
+    "mysql": (MYSQL_VARIABLE, find_mysql),
 }
 
 
@@ -148,10 +177,18 @@ def local_broker_version() -> str:
 
 
 def local_database() -> str:
+    return first_that_answers(LOCAL_DATABASES, database_answers)
+
+
+def local_mysql() -> str:
+    return first_that_answers(LOCAL_MYSQLS, mysql_version)
+
+
+def first_that_answers(urls: Sequence[str], ask: Callable[[str], object]) -> str:
     reason: NoServiceError | None = None
-    for url in LOCAL_DATABASES:
+    for url in urls:
         try:
-            database_answers(url)
+            ask(url)
         except NotListeningError:
             raise
         except NoServiceError as error:
@@ -264,6 +301,19 @@ def start_debian_postgresql() -> None:
         sql = "CREATE ROLE evworker LOGIN CREATEDB"
         run(*as_owner, f"psql -qc '{sql}'", timeout_s=START_TIMEOUT_S)
         run(*as_owner, "createdb -O evworker evworker", timeout_s=START_TIMEOUT_S)
+
+
+def start_debian_mariadb() -> None:
+    """A server in which the user `evworker` may log in from this machine and make databases."""
+    require_root_on_debian()
+    install("mariadbd", "mariadb-server")
+    as_root = ("mariadb", "--user=root", "--protocol=socket", "--execute")
+    if not succeeds(*as_root, "SELECT 1"):
+        run("service", "mariadb", "start", timeout_s=START_TIMEOUT_S)
+    for host in ("localhost", "127.0.0.1"):
+        user = f"evworker@{host}"
+        run(*as_root, f"CREATE USER IF NOT EXISTS {user}", timeout_s=START_TIMEOUT_S)
+        run(*as_root, f"GRANT ALL ON *.* TO {user}", timeout_s=START_TIMEOUT_S)
 
 
 if __name__ == "__main__":
