@@ -1,4 +1,12 @@
-"""evworker's ground floor: events, and the broker. A program that only publishes needs no other."""
+"""evworker's ground floor: events, and the broker. A program that only publishes needs no other.
+
+What needs a database is loaded when it is first asked for, and SQLAlchemy with it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from evworker.broker.address import BrokerAddress
 from evworker.broker.connection import Connection
@@ -73,6 +81,31 @@ from evworker.broker.topology import (
 )
 from evworker.broker.version import BrokerVersion
 
+if TYPE_CHECKING:
+    from evworker.broker.outbox.outbox import Outbox
+
+_NEEDS_A_DATABASE = {
+    "Outbox": "evworker.broker.outbox.outbox",
+}
+
+if not TYPE_CHECKING:  # or a name that is misspelt would be one of type Any
+
+    def __getattr__(name: str) -> object:
+        if name not in _NEEDS_A_DATABASE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            found = getattr(importlib.import_module(_NEEDS_A_DATABASE[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith(("sqlalchemy", "greenlet")):
+                raise
+            raise ImportError(
+                f"{name} needs SQLAlchemy and a driver for your database: "
+                "pip install 'evworker[postgres]', or evworker[mysql], or evworker[sqlite]"
+            ) from error
+        globals()[name] = found
+        return found
+
+
 __all__ = [
     "Binding",
     "BrokerAddress",
@@ -109,6 +142,7 @@ __all__ = [
     "LetterFilter",
     "LetterGroup",
     "MessageTooLargeError",
+    "Outbox",
     "PublishError",
     "PublishNackedError",
     "PublishTimeoutError",

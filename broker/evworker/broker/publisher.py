@@ -18,7 +18,7 @@ from aiormq import spec
 from evworker.broker.channels import close_channel, is_channel_error, reason_of
 from evworker.broker.connection import Connection
 from evworker.broker.declare import apply_topology
-from evworker.broker.envelope import CONTENT_TYPE, Envelope
+from evworker.broker.envelope import Envelope
 from evworker.broker.errors import (
     BrokerError,
     BrokerRefusedError,
@@ -31,7 +31,8 @@ from evworker.broker.errors import (
     TopologyMismatchError,
     UnroutableError,
 )
-from evworker.broker.headers import Scalar, checked_headers
+from evworker.broker.headers import Scalar
+from evworker.broker.properties import message_properties
 from evworker.broker.topology import DEFAULT_EXCHANGE, events_topology
 
 if TYPE_CHECKING:
@@ -43,11 +44,6 @@ if TYPE_CHECKING:
     from evworker.broker.event import Event
 
 DEFAULT_TIMEOUT_S = 10.0
-
-PERSISTENT = 2
-
-SHORT_STRING_BYTES = 255  # AMQP's limit for ids, types and routing keys
-_HIGHEST_PRIORITY = 255
 
 # A body over the broker's own limit closes its channel and fails everything in flight there. One
 # that might be goes alone.
@@ -163,7 +159,7 @@ class Publisher:
     ) -> None:
         """Publish what is already in its envelope. Raises as `publish` does."""
         try:
-            properties = _properties(envelope, priority, headers)
+            properties = message_properties(envelope, priority, headers)
             body = envelope.encode()
         except UnicodeEncodeError as error:  # a lone surrogate, in the id or the key
             raise HeadersError(
@@ -282,40 +278,6 @@ class Publisher:
 
 
 _NOT_ENCODABLE = (TypeError, ValueError, OverflowError, struct.error)
-
-
-def _properties(
-    envelope: Envelope, priority: int | None, headers: Mapping[str, Scalar] | None
-) -> spec.Basic.Properties:
-    if priority is not None and not 0 <= priority <= _HIGHEST_PRIORITY:
-        raise HeadersError(f"priority {priority} is not between 0 and {_HIGHEST_PRIORITY}")
-    for name, text in (("id", envelope.id), ("topic", envelope.topic), ("source", envelope.source)):
-        if not _is_short(text):
-            raise HeadersError(
-                f"the {name} {text[:40]!r}… is longer than {SHORT_STRING_BYTES} bytes"
-            )
-    attached: dict[str, Scalar] = (
-        {"traceparent": envelope.traceparent} if envelope.traceparent else {}
-    )
-    if headers:
-        attached |= checked_headers(headers)
-    correlation_id = envelope.correlation_id
-    return spec.Basic.Properties(
-        content_type=CONTENT_TYPE,
-        delivery_mode=PERSISTENT,
-        priority=priority,
-        correlation_id=correlation_id if correlation_id and _is_short(correlation_id) else None,
-        message_id=envelope.id,
-        # AMQP counts seconds from 1970 and up.
-        timestamp=envelope.time if envelope.time.timestamp() >= 0 else None,
-        message_type=envelope.topic,
-        app_id=envelope.source,
-        headers=dict(attached),
-    )
-
-
-def _is_short(text: str) -> bool:
-    return len(text.encode()) <= SHORT_STRING_BYTES
 
 
 def _explained(  # noqa: PLR0911 - a table

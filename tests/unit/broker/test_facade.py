@@ -6,15 +6,21 @@ import inspect
 import subprocess
 import sys
 
+import pytest
+
 import evworker.broker
 from evworker.broker import errors
 
 
 def test_what_is_exported_is_what_is_listed() -> None:
+    for name in evworker.broker.__all__:
+        getattr(evworker.broker, name)  # what needs a database is there from then on
     public = {
         name
         for name, value in vars(evworker.broker).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        if not name.startswith("_")
+        and not inspect.ismodule(value)
+        and name not in {"annotations", "TYPE_CHECKING"}
     }
     assert public == set(evworker.broker.__all__)
     assert len(evworker.broker.__all__) == len(set(evworker.broker.__all__))
@@ -48,3 +54,18 @@ def test_a_producer_loads_no_other_floor_and_no_command() -> None:
     ).stdout.split()
     assert "evworker.broker.publisher" in loaded
     assert not {"evworker.workers", "evworker.cli", "click", "sqlalchemy"} & set(loaded)
+
+
+def test_what_is_not_there_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Inbok'"):
+        _ = evworker.broker.Inbok  # type: ignore[attr-defined]
+
+
+def test_what_needs_a_database_says_what_to_install() -> None:
+    without = "import sys; sys.modules['sqlalchemy'] = None; from evworker.broker import Outbox"
+    failed = subprocess.run(
+        [sys.executable, "-c", without], check=False, capture_output=True, text=True
+    )
+    assert failed.returncode == 1
+    assert "Outbox needs SQLAlchemy" in failed.stderr
+    assert "pip install 'evworker[postgres]'" in failed.stderr

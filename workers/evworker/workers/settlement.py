@@ -28,7 +28,7 @@ from evworker.broker.declare import apply_topology
 from evworker.broker.envelope import new_id
 from evworker.broker.failure import FAILURE_HEADERS
 from evworker.broker.headers import fit_into_frame, kept_headers
-from evworker.broker.publisher import PERSISTENT, SHORT_STRING_BYTES
+from evworker.broker.properties import PERSISTENT, SHORT_STRING_BYTES
 from evworker.broker.topology import Topology, retry_queue_of
 from evworker.workers.outcome import (
     Counts,

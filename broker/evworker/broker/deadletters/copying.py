@@ -17,7 +17,7 @@ from evworker.broker.deadletters.history import (
 from evworker.broker.envelope import new_id
 from evworker.broker.failure import FAILURE_HEADERS
 from evworker.broker.headers import fit_into_frame, kept_headers, size_of
-from evworker.broker.publisher import PERSISTENT, SHORT_STRING_BYTES
+from evworker.broker.properties import PERSISTENT, SHORT_STRING_BYTES
 
 if TYPE_CHECKING:
     from pamqp.common import FieldTable, FieldValue

@@ -1,0 +1,215 @@
+"""The statements that put rows into the outbox: one round trip each, however many rows there are.
+
+On PostgreSQL each also wakes the relays. A notification is delivered when the transaction commits,
+and PostgreSQL folds those of one transaction into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, Literal
+
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Float,
+    Insert,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    bindparam,
+    func,
+    insert,
+    literal_column,
+    null,
+    select,
+    text,
+)
+from sqlalchemy.sql.expression import ColumnElement, Executable, TextClause
+
+from evworker.broker.database.tables import UtcTime, outbox, seconds_from_now, utc_now
+from evworker.broker.outbox.row import Row, Schedule
+
+WAKE_CHANNEL = "evworker_outbox"
+"""What relays LISTEN to on PostgreSQL."""
+
+_WAKE = f"pg_notify('{WAKE_CHANNEL}', '')"
+
+# MariaDB takes 16 MiB in a statement unless told otherwise, in which each byte may be escaped.
+_MYSQL_BODIES_BYTES = 4 * 1024 * 1024
+
+When = Literal["at_once", "delayed", "at"]
+
+
+def when(schedule: Schedule) -> When:
+    if schedule.delay_s is not None:
+        return "delayed"
+    return "at_once" if schedule.at is None else "at"
+
+
+# By SQLAlchemy, on any database
+
+
+def insert_rows(connection: Connection, rows: Sequence[Row], schedule: Schedule) -> None:
+    due = {"due": schedule.at if schedule.delay_s is None else schedule.delay_s}
+    dialect = connection.dialect.name
+    if len(rows) == 1:
+        parameters = {**rows[0]._asdict(), **due}
+        connection.execute(_one(dialect, when(schedule)), parameters)
+    elif dialect == "postgresql":
+        parameters = {f"{name}s": column for name, column in _columns(rows).items()}
+        first = rows[0]
+        parameters |= {"priority": first.priority, "headers": first.headers, **due}
+        connection.execute(_many_on_postgresql(when(schedule)), parameters)
+    elif dialect == "sqlite":
+        connection.execute(
+            _one(dialect, when(schedule)), [{**row._asdict(), **due} for row in rows]
+        )
+    else:
+        for part in _within_a_statement(rows):
+            parameters = {
+                f"{name}_{place}": value
+                for place, row in enumerate(part)
+                for name, value in row._asdict().items()
+            }
+            connection.execute(_many_on_mysql(len(part), when(schedule)), {**parameters, **due})
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    names = ("event_id", "topic", "key", "body")
+    return {name: [getattr(row, name) for row in rows] for name in names}
+
+
+def _within_a_statement(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    part: list[Row] = []
+    size = 0
+    for row in rows:
+        if part and size + len(row.body) > _MYSQL_BODIES_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += len(row.body)
+    yield part
+
+
+def _state(when: When) -> str:
+    return "ready" if when == "at_once" else "waiting"
+
+
+def _due(when: When) -> ColumnElement[Any]:
+    if when == "at_once":
+        return null()
+    if when == "delayed":
+        return seconds_from_now(bindparam("due", type_=Float()))
+    return bindparam("due", type_=UtcTime())
+
+
+@cache
+def _one(dialect: str, when: When) -> Insert:
+    # The columns of Row come from the parameters.
+    statement = insert(outbox).values(
+        created_at=utc_now(),
+        state=literal_column(f"'{_state(when)}'"),
+        due_at=_due(when),
+        attempts=literal_column("0"),
+    )
+    return statement.returning(literal_column(_WAKE)) if dialect == "postgresql" else statement
+
+
+@cache
+def _many_on_postgresql(when: When) -> Executable:
+    """The rows as four arrays, so that it is one statement for any number of them."""
+    arrays = func.unnest(
+        bindparam("event_ids", type_=ARRAY(Text)),
+        bindparam("topics", type_=ARRAY(Text)),
+        bindparam("keys", type_=ARRAY(Text)),
+        bindparam("bodys", type_=ARRAY(LargeBinary)),
+    ).table_valued("event_id", "topic", "key", "body", with_ordinality="place", name="given")
+    given = arrays.render_derived()
+    values = select(
+        given.c.event_id,
+        given.c.topic,
+        given.c.key,
+        given.c.body,
+        bindparam("priority", type_=SmallInteger()),
+        bindparam("headers", type_=LargeBinary()),
+        utc_now(),
+        literal_column(f"'{_state(when)}'"),
+        _due(when),
+        literal_column("0"),
+    ).order_by(given.c.place)
+    into = ["event_id", "topic", "key", "body", "priority", "headers"]
+    into += ["created_at", "state", "due_at", "attempts"]
+    return insert(outbox).from_select(into, values).returning(literal_column(_WAKE))
+
+
+@cache
+def _many_on_mysql(rows: int, when: When) -> TextClause:
+    """A statement with so many rows in it.
+
+    SQLAlchemy compiles its own form of that anew each time, and what drivers make of `executemany`
+    is a round trip for each row as soon as there is an expression in it.
+    """
+    due = {
+        "at_once": "NULL",
+        "delayed": "TIMESTAMPADD(MICROSECOND, 1000000 * :due, UTC_TIMESTAMP(6))",
+        "at": ":due",
+    }[when]
+    values = ", ".join(
+        "("
+        + ", ".join(f":{name}_{place}" for name in Row._fields)
+        + f", UTC_TIMESTAMP(6), '{_state(when)}', {due}, 0)"
+        for place in range(rows)
+    )
+    names = ", ".join(f"`{name}`" for name in Row._fields)
+    statement = text(
+        f"INSERT INTO {outbox.name} ({names}, created_at, state, due_at, attempts) "  # noqa: S608
+        f"VALUES {values}"
+    )
+    return statement.bindparams(bindparam("due", type_=UtcTime())) if when == "at" else statement
+
+
+# By a PostgreSQL driver itself
+
+
+def one_for_driver(when: When) -> str:
+    """Takes the fields of a Row, then the delay in seconds or the moment, as $1 and so on."""
+    return (
+        f"INSERT INTO {outbox.name} "  # noqa: S608
+        "(event_id, topic, key, body, priority, headers, created_at, state, due_at, attempts) "
+        "VALUES ($1::text, $2::text, $3::text, $4::bytea, $5::smallint, $6::bytea, "
+        f"statement_timestamp(), '{_state(when)}', {_driver_due(when, 7)}, 0) RETURNING {_WAKE}"
+    )
+
+
+def many_for_driver(when: When) -> str:
+    """Takes ids, topics, keys and bodies as arrays; priority and headers; the delay or moment."""
+    return (
+        f"INSERT INTO {outbox.name} "  # noqa: S608
+        "(event_id, topic, key, body, priority, headers, created_at, state, due_at, attempts) "
+        "SELECT event_id, topic, key, body, $5::smallint, $6::bytea, "
+        f"statement_timestamp(), '{_state(when)}', {_driver_due(when, 7)}, 0 "
+        "FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[]) WITH ORDINALITY "
+        f"AS given (event_id, topic, key, body, place) ORDER BY place RETURNING {_WAKE}"
+    )
+
+
+def driver_arguments(rows: Sequence[Row], schedule: Schedule) -> list[Any]:
+    first = rows[0]
+    arguments: list[Any] = (
+        list(first) if len(rows) == 1 else [*_columns(rows).values(), first.priority, first.headers]
+    )
+    if schedule.delay_s is not None:
+        arguments.append(schedule.delay_s)
+    elif schedule.at is not None:
+        arguments.append(schedule.at)
+    return arguments
+
+
+def _driver_due(when: When, place: int) -> str:
+    return {
+        "at_once": "NULL",
+        "delayed": f"statement_timestamp() + make_interval(secs => ${place}::float8)",
+        "at": f"${place}::timestamptz",
+    }[when]

@@ -1,0 +1,53 @@
+"""The properties of a message: what AMQP says about an envelope, beside the envelope itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aiormq import spec
+
+from evworker.broker.envelope import CONTENT_TYPE, Envelope
+from evworker.broker.errors import HeadersError
+from evworker.broker.headers import Scalar, checked_headers
+
+PERSISTENT = 2
+
+SHORT_STRING_BYTES = 255
+"""AMQP's limit for ids, types and routing keys."""
+
+_HIGHEST_PRIORITY = 255
+
+
+def message_properties(
+    envelope: Envelope, priority: int | None, headers: Mapping[str, Scalar] | None
+) -> spec.Basic.Properties:
+    """What travels beside an envelope's body; raises HeadersError for what AMQP can't carry."""
+    if priority is not None and not 0 <= priority <= _HIGHEST_PRIORITY:
+        raise HeadersError(f"priority {priority} is not between 0 and {_HIGHEST_PRIORITY}")
+    for name, text in (("id", envelope.id), ("topic", envelope.topic), ("source", envelope.source)):
+        if not _is_short(text):
+            raise HeadersError(
+                f"the {name} {text[:40]!r}… is longer than {SHORT_STRING_BYTES} bytes"
+            )
+    attached: dict[str, Scalar] = (
+        {"traceparent": envelope.traceparent} if envelope.traceparent else {}
+    )
+    if headers:
+        attached |= checked_headers(headers)
+    correlation_id = envelope.correlation_id
+    return spec.Basic.Properties(
+        content_type=CONTENT_TYPE,
+        delivery_mode=PERSISTENT,
+        priority=priority,
+        correlation_id=correlation_id if correlation_id and _is_short(correlation_id) else None,
+        message_id=envelope.id,
+        # AMQP counts seconds from 1970 and up.
+        timestamp=envelope.time if envelope.time.timestamp() >= 0 else None,
+        message_type=envelope.topic,
+        app_id=envelope.source,
+        headers=dict(attached),
+    )
+
+
+def _is_short(text: str) -> bool:
+    return len(text.encode()) <= SHORT_STRING_BYTES
