@@ -7,6 +7,7 @@ and PostgreSQL folds those of one transaction into one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC
 from functools import cache
 from typing import Any, Literal
 
@@ -24,9 +25,8 @@ from sqlalchemy import (
     literal_column,
     null,
     select,
-    text,
 )
-from sqlalchemy.sql.expression import ColumnElement, Executable, TextClause
+from sqlalchemy.sql.expression import ColumnElement, Executable
 
 from evworker.broker.database.tables import UtcTime, outbox, seconds_from_now, utc_now
 from evworker.broker.outbox.row import Row, Schedule
@@ -68,12 +68,7 @@ def insert_rows(connection: Connection, rows: Sequence[Row], schedule: Schedule)
         )
     else:
         for part in _within_a_statement(rows):
-            parameters = {
-                f"{name}_{place}": value
-                for place, row in enumerate(part)
-                for name, value in row._asdict().items()
-            }
-            connection.execute(_many_on_mysql(len(part), when(schedule)), {**parameters, **due})
+            _insert_on_mysql(connection, part, schedule)
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
@@ -144,30 +139,25 @@ def _many_on_postgresql(when: When) -> Executable:
     return insert(outbox).from_select(into, values).returning(literal_column(_WAKE))
 
 
-@cache
-def _many_on_mysql(rows: int, when: When) -> TextClause:
-    """A statement with so many rows in it.
-
-    SQLAlchemy compiles its own form of that anew each time, and what drivers make of `executemany`
-    is a round trip for each row as soon as there is an expression in it.
-    """
-    due = {
-        "at_once": "NULL",
-        "delayed": "TIMESTAMPADD(MICROSECOND, 1000000 * :due, UTC_TIMESTAMP(6))",
-        "at": ":due",
-    }[when]
-    values = ", ".join(
-        "("
-        + ", ".join(f":{name}_{place}" for name in Row._fields)
-        + f", UTC_TIMESTAMP(6), '{_state(when)}', {due}, 0)"
-        for place in range(rows)
-    )
+def _insert_on_mysql(connection: Connection, rows: Sequence[Row], schedule: Schedule) -> None:
+    # Written for the driver. SQLAlchemy compiles as many rows anew each time, a second for ten
+    # thousand, and drivers make a round trip for each row of an `executemany` with expressions.
+    place = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    due = "NULL"
+    due_arguments: list[Any] = []
+    if schedule.delay_s is not None:
+        due = f"TIMESTAMPADD(MICROSECOND, 1000000 * {place}, UTC_TIMESTAMP(6))"
+        due_arguments = [schedule.delay_s]
+    elif schedule.at is not None:
+        due, due_arguments = place, [schedule.at.astimezone(UTC).replace(tzinfo=None)]
     names = ", ".join(f"`{name}`" for name in Row._fields)
-    statement = text(
+    fields = ", ".join([place] * len(Row._fields))
+    values = f"({fields}, UTC_TIMESTAMP(6), '{_state(when(schedule))}', {due}, 0)"
+    connection.exec_driver_sql(
         f"INSERT INTO {outbox.name} ({names}, created_at, state, due_at, attempts) "  # noqa: S608
-        f"VALUES {values}"
+        f"VALUES {', '.join([values] * len(rows))}",
+        tuple(value for row in rows for value in (*row, *due_arguments)),
     )
-    return statement.bindparams(bindparam("due", type_=UtcTime())) if when == "at" else statement
 
 
 # By a PostgreSQL driver itself

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from evworker.broker.durations import Duration
 from evworker.broker.envelope import Envelope
@@ -16,8 +16,7 @@ from evworker.broker.outbox.session import write, write_sync
 if TYPE_CHECKING:
     from evworker.broker.outbox.session import AnySession, AnySyncSession
 
-Key = str | Callable[[Event], str | None] | None
-"""One key for all events, or what tells each event's."""
+E = TypeVar("E", bound=Event)
 
 
 class Outbox:
@@ -74,9 +73,9 @@ class Outbox:
     async def add_many(
         self,
         session: AnySession,
-        events: Iterable[Event],
+        events: Iterable[E],
         *,
-        key: Key = None,
+        key: str | Callable[[E], str | None] | None = None,
         priority: int | None = None,
         delay: Duration | None = None,
         at: datetime | None = None,
@@ -131,9 +130,9 @@ class Outbox:
     def add_many_sync(
         self,
         session: AnySyncSession,
-        events: Iterable[Event],
+        events: Iterable[E],
         *,
-        key: Key = None,
+        key: str | Callable[[E], str | None] | None = None,
         priority: int | None = None,
         delay: Duration | None = None,
         at: datetime | None = None,
@@ -147,7 +146,12 @@ class Outbox:
             write_sync(session, rows, schedule)
         return envelopes
 
-    def _wrapped(self, events: Iterable[Event], key: Key, cause: Envelope | None) -> list[Envelope]:
+    def _wrapped(
+        self,
+        events: Iterable[E],
+        key: str | Callable[[E], str | None] | None,
+        cause: Envelope | None,
+    ) -> list[Envelope]:
         return [
             Envelope.wrap(
                 event, source=self.source, key=key(event) if callable(key) else key, cause=cause
