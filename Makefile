@@ -22,19 +22,12 @@ demo: $(VENV)/.installed ## an event's whole way on a real broker, narrated
 	$(BIN)/evworker demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## all tests, on every broker of EVWORKER_TEST_BROKER_URL (ARGS="-k retry")
-	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
+	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
 	set -a; eval "$$found"; set +a; \
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
-test-long: $(VENV)/.installed-dev ## the tests that have a longer form, in it: new seeds, long outages (SEEDS="7 8")
-	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
-	set -a; eval "$$found"; EVWORKER_TEST_SEEDS="$(SEEDS)"; EVWORKER_TEST_OUTAGE_S=10; set +a; \
-	: "$${EVWORKER_TEST_SEEDS:=$$($(BIN)/python -c 'import random; print(*random.sample(range(10**6), 20))')}"; \
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) \
-	  tests/workers/test_random_failures.py tests/workers/test_kill_switch.py $(ARGS)
-
-test-unit: $(VENV)/.installed-dev ## the tests that need no broker
-	$(BIN)/python -m pytest -m "not broker" $(ARGS)
+test-unit: $(VENV)/.installed-dev ## the tests that need no broker and no database server
+	$(BIN)/python -m pytest -m "not broker and not database" $(ARGS)
 
 lint: $(VENV)/.installed-dev ## style, formatting, types, and the direction of imports
 	$(BIN)/ruff check .
@@ -56,16 +49,16 @@ bench: $(VENV)/.installed-dev ## consume side by side with bare aio-pika; or BEN
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 coverage: $(VENV)/.installed-dev ## all tests in one process, and which lines they reach
-	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
+	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
 	set -a; eval "$$found"; set +a; \
 	$(BIN)/coverage erase && $(BIN)/coverage run -m pytest $(ARGS); status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
 install: $(VENV)/.installed-dev ## .venv with the project and its tools
 
-services: ## print the broker's URL as the tests would find it, starting one if need be
+services: ## print the URLs of broker and databases as the tests find them, starting what is missing
 	@$(MAKE) --no-print-directory --silent $(BIN)/python
-	@$(BIN)/python -m tests.services --need broker
+	@$(BIN)/python -m tests.services --need broker,database,mysql
 
 clean: ## remove .venv and everything that was built or cached
 	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -13,7 +13,6 @@ import time as clock
 from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
-from uuid import UUID
 
 import msgspec
 
@@ -343,4 +342,5 @@ def new_id() -> str:
     milliseconds = clock.time_ns() // 1_000_000
     random = int.from_bytes(os.urandom(10))
     bits = milliseconds << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (2**62 - 1)
-    return str(UUID(int=bits))
+    text = f"{bits:032x}"  # as uuid.UUID would write it, at a third of the time
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -22,13 +22,7 @@ def message_properties(
     envelope: Envelope, priority: int | None, headers: Mapping[str, Scalar] | None
 ) -> spec.Basic.Properties:
     """What travels beside an envelope's body; raises HeadersError for what AMQP can't carry."""
-    if priority is not None and not 0 <= priority <= _HIGHEST_PRIORITY:
-        raise HeadersError(f"priority {priority} is not between 0 and {_HIGHEST_PRIORITY}")
-    for name, text in (("id", envelope.id), ("topic", envelope.topic), ("source", envelope.source)):
-        if not _is_short(text):
-            raise HeadersError(
-                f"the {name} {text[:40]!r}… is longer than {SHORT_STRING_BYTES} bytes"
-            )
+    check_properties(envelope, priority)
     attached: dict[str, Scalar] = (
         {"traceparent": envelope.traceparent} if envelope.traceparent else {}
     )
@@ -47,6 +41,17 @@ def message_properties(
         app_id=envelope.source,
         headers=dict(attached),
     )
+
+
+def check_properties(envelope: Envelope, priority: int | None) -> None:
+    """Raise HeadersError for what AMQP can't carry, or UnicodeEncodeError for a lone surrogate."""
+    if priority is not None and not 0 <= priority <= _HIGHEST_PRIORITY:
+        raise HeadersError(f"priority {priority} is not between 0 and {_HIGHEST_PRIORITY}")
+    for name, text in (("id", envelope.id), ("topic", envelope.topic), ("source", envelope.source)):
+        if not _is_short(text):
+            raise HeadersError(
+                f"the {name} {text[:40]!r}… is longer than {SHORT_STRING_BYTES} bytes"
+            )
 
 
 def _is_short(text: str) -> bool:

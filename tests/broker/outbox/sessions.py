@@ -40,11 +40,11 @@ async def opened(url: str) -> AsyncIterator[AsyncEngine]:
 
 
 @contextmanager
-def opened_sync(url: str) -> Iterator[Engine]:
+def opened_sync(url: str, **options: Any) -> Iterator[Engine]:
     address = make_url(url)
     scheme = address.drivername
     driver = {"postgresql": "psycopg", "mysql": "pymysql", "sqlite": "pysqlite"}[scheme]
-    engine = create_engine(address.set(drivername=f"{scheme}+{driver}"))
+    engine = create_engine(address.set(drivername=f"{scheme}+{driver}"), **options)
     try:
         yield engine
     finally:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -33,12 +37,24 @@ _DRIVERS = {
 
 # SQLSTATEs (https://www.postgresql.org/docs/current/errcodes-appendix.html) and MySQL's numbers
 # (https://mariadb.com/kb/en/mariadb-error-code-reference/).
-_AWAY = ("08", "57P01", "57P02", "57P03", "53300")
-_AWAY_NUMBERS = (1040, 1053, 1927, 2002, 2003, 2006, 2013, 2055)
-_REFUSED = ("28", "3D000")
-_REFUSED_NUMBERS = (1044, 1045, 1049, 1130)
+# A server that is full, or has become a standby that can't be written to, is as good as away.
+_AWAY = ("08", "53", "57P01", "57P02", "57P03", "25006")
+_AWAY_NUMBERS = (1021, 1040, 1053, 1203, 1226, 1290, 1836, 1927, 2002, 2003, 2006, 2013, 2055)
+_REFUSED = ("28", "3D000", "42501")
+_REFUSED_NUMBERS = (1044, 1045, 1049, 1130, 1142, 1227)
 _NO_TABLE = ("42P01", "42703")
 _NO_TABLE_NUMBERS = (1054, 1146)
+
+# What drivers raise without a code.
+_AWAY_TEXT = re.compile(
+    "database is locked|unable to open database|disk is full"
+    "|connection (is|was|has been) closed|connection is lost|Not connected|cannot switch to state"
+)
+_REFUSED_TEXT = re.compile(
+    'password authentication failed|(role|database) ".*" does not exist|no pg_hba.conf entry'
+    "|readonly database"
+)
+_NO_TABLE_TEXT = re.compile("no such table|no such column|has no column named")
 
 _BUSY_TIMEOUT_MS = 10_000
 
@@ -54,13 +70,31 @@ def open_engine(url: str, *, connections: int = 5) -> AsyncEngine:
         engine = create_async_engine(address, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         return engine
-    timeout = "timeout" if address.get_driver_name() == "asyncpg" else "connect_timeout"
     return create_async_engine(
         address,
         pool_size=connections,
         max_overflow=0,
-        connect_args={timeout: int(CONNECT_TIMEOUT_S)},
+        connect_args=_with_deadline(address.get_driver_name()),
     )
+
+
+def _with_deadline(driver: str) -> dict[str, Any]:
+    if driver == "aiomysql":
+        return {"async_creator_fn": _connect_by_aiomysql}
+    return {"timeout" if driver == "asyncpg" else "connect_timeout": int(CONNECT_TIMEOUT_S)}
+
+
+async def _connect_by_aiomysql(**arguments: Any) -> Any:
+    # Its own time-out ends when the port is open, and a server that says nothing then is waited
+    # for without end.
+    connection = importlib.import_module("aiomysql").Connection(**arguments)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await connection._connect()  # noqa: SLF001 - as aiomysql.connect does
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _with_driver(url: str) -> URL:
@@ -119,24 +153,42 @@ def database_errors(engine: AsyncEngine, doing: str) -> Iterator[None]:
 def explained(error: Exception, what: str) -> DatabaseError | None:
     """The error as one of ours, if it tells of the database and not of one statement."""
     driver_error = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    state = getattr(driver_error, "sqlstate", None) or ""
-    first = next(iter(driver_error.args), None)
-    number = first if isinstance(first, int) else 0
     text = str(driver_error).strip() or type(driver_error).__name__
     told = f"{what}: {text}"
-    if state.startswith(_REFUSED) or number in _REFUSED_NUMBERS:
+    if _is_one_of(driver_error, text, _REFUSED, _REFUSED_NUMBERS, _REFUSED_TEXT):
         return DatabaseRefusedError(told)
-    if state in _NO_TABLE or number in _NO_TABLE_NUMBERS or "no such table" in text:
+    if _is_one_of(driver_error, text, _NO_TABLE, _NO_TABLE_NUMBERS, _NO_TABLE_TEXT):
         return SchemaError(
             f"{told}; run `evworker outbox init`, or have your migrations make the tables"
         )
     if (
-        isinstance(error, (OSError, PoolTimeoutError, InterfaceError))
+        isinstance(error, (OSError, PoolTimeoutError))
         or (isinstance(error, DBAPIError) and error.connection_invalidated)
-        or state.startswith(_AWAY)
-        or number in _AWAY_NUMBERS
-        or "database is locked" in text
-        or "unable to open database" in text
+        or _is_one_of(driver_error, text, _AWAY, _AWAY_NUMBERS, _AWAY_TEXT)
+        or _is_a_lost_connection(driver_error)
     ):
         return DatabaseUnreachableError(told)
     return None
+
+
+def _is_one_of(
+    error: BaseException,
+    text: str,
+    states: tuple[str, ...],
+    numbers: tuple[int, ...],
+    texts: re.Pattern[str],
+) -> bool:
+    if state := getattr(error, "sqlstate", None):
+        return bool(state.startswith(states))
+    first = next(iter(error.args), None)
+    if isinstance(first, int) and first:
+        return first in numbers
+    return texts.search(text) is not None
+
+
+def _is_a_lost_connection(error: BaseException) -> bool:
+    # psycopg's has no code exactly when no server spoke; PyMySQL says 0 of a connection it closed.
+    module, name = type(error).__module__.partition(".")[0], type(error).__name__
+    return (
+        module == "psycopg" and name == "OperationalError" and getattr(error, "sqlstate", 1) is None
+    ) or (module == "pymysql" and name == "InterfaceError" and error.args[:1] == (0,))

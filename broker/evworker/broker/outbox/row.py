@@ -14,7 +14,7 @@ from evworker.broker.durations import Duration, parse_duration
 from evworker.broker.envelope import Envelope
 from evworker.broker.errors import ConfigurationError, HeadersError
 from evworker.broker.headers import Scalar, checked_headers
-from evworker.broker.properties import message_properties
+from evworker.broker.properties import check_properties
 
 
 class Row(NamedTuple):
@@ -65,7 +65,7 @@ def rows_of(
 
 def _row(envelope: Envelope, priority: int | None, headers: bytes | None) -> Row:
     try:
-        message_properties(envelope, priority, None)
+        check_properties(envelope, priority)
         body = envelope.encode()
         for name, text in (("id", envelope.id), ("key", envelope.key)):
             if text is not None:

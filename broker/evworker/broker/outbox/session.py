@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
@@ -30,16 +29,19 @@ from evworker.broker.outbox.insertion import (
 from evworker.broker.outbox.row import Row, Schedule
 
 if TYPE_CHECKING:
-    import asyncpg
     import psycopg
-    from asyncpg.pool import PoolConnectionProxy
+
+    class AsyncpgConnection(Protocol):
+        """asyncpg's, or one of its pool's; it doesn't say what its types are."""
+
+        def is_in_transaction(self) -> bool: ...
+        async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str: ...
 
     AnyAsyncSession: TypeAlias = (
         AsyncSession
         | AsyncConnection
         | async_scoped_session[AsyncSession]
-        | asyncpg.Connection[Any]
-        | PoolConnectionProxy[Any]
+        | AsyncpgConnection
         | psycopg.AsyncConnection[Any]
     )
     AnySyncSession: TypeAlias = (
@@ -48,101 +50,104 @@ if TYPE_CHECKING:
     AnySession: TypeAlias = AnyAsyncSession | AnySyncSession
 
 
+_Writing = Callable[[Any, Sequence[Row], Schedule], Awaitable[object] | None]
+
+
 async def write(session: AnySession, rows: Sequence[Row], schedule: Schedule) -> None:
     """Write rows into the session's transaction; of sync sessions too, without suspending then.
 
     Raises TransactionError, SchemaError or DatabaseUnreachableError; what else the driver raises
-    goes through.
+    goes through. TypeError for what is no session.
     """
-    with _errors():
-        match _unscoped(session):
-            case AsyncSession() as opened:
-                await opened.run_sync(_write_by_session, rows, schedule)
-            case AsyncConnection() as opened:
-                await opened.run_sync(_write_by_connection, rows, schedule)
-            case opened if _is(opened, "asyncpg", "Connection"):
-                await _write_by_asyncpg(opened, rows, schedule)
-            case opened if _is(opened, "psycopg", "AsyncConnection"):
-                await opened.execute(*_for_psycopg(opened, rows, schedule))
-            case opened:
-                _write_by_sync(opened, rows, schedule)
-
-
-def write_sync(session: AnySyncSession, rows: Sequence[Row], schedule: Schedule) -> None:
-    """Write rows into the transaction of a session that is not async. Raises as `write` does."""
-    with _errors():
-        _write_by_sync(_unscoped(session), rows, schedule)
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
+    kind: Any = type(session)
+    writing = _writing(kind)
     try:
-        yield
-    except DatabaseError:
-        raise
+        written = writing(session, rows, schedule)
+        if written is not None:
+            await written
     except Exception as error:
-        known = explained(error, "can't write to the outbox")
-        if known is None:
+        if (known := _as_ours(error)) is None:
             raise
         raise known from error
 
 
-def _unscoped(session: Any) -> Any:
-    return session() if isinstance(session, (scoped_session, async_scoped_session)) else session
+def write_sync(session: AnySyncSession, rows: Sequence[Row], schedule: Schedule) -> None:
+    """Write rows into the transaction of a session that is not async. Raises as `write` does."""
+    kind: Any = type(session)
+    writing = _writing(kind)
+    if writing in _AWAITED:
+        raise TypeError(
+            f"a {kind.__name__} has to be awaited: `await outbox.add(…)`, not `add_sync`"
+        )
+    try:
+        writing(session, rows, schedule)
+    except Exception as error:
+        if (known := _as_ours(error)) is None:
+            raise
+        raise known from error
 
 
-def _is(session: object, module: str, name: str) -> bool:
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(session, getattr(loaded, name))
+def _as_ours(error: Exception) -> DatabaseError | None:
+    if isinstance(error, DatabaseError):
+        return None
+    return explained(error, "can't write to the outbox")
 
 
-def _write_by_sync(session: Any, rows: Sequence[Row], schedule: Schedule) -> None:
-    match session:
-        case Session():
-            _write_by_session(session, rows, schedule)
-        case Connection():
-            _write_by_connection(session, rows, schedule)
-        case _ if _is(session, "psycopg", "Connection"):
-            session.execute(*_for_psycopg(session, rows, schedule))
-        case _:
-            raise _no_session(session)
-
-
-def _no_session(session: object) -> Exception:
-    name = type(session).__name__
-    if isinstance(session, (AsyncSession, AsyncConnection)) or _is_async_driver(session):
-        return TypeError(f"a {name} has to be awaited: `await outbox.add(…)`, not `add_sync`")
-    if isinstance(session, (AsyncEngine, Engine)):
-        return TransactionError(
-            f"the {name} has no transaction of its own, so nothing was written; write "
+@cache
+def _writing(kind: type) -> _Writing:
+    for known, writing in _KINDS.items():
+        module, _, name = known.rpartition(".")
+        loaded = sys.modules.get(module)
+        if loaded is not None and issubclass(kind, getattr(loaded, name)):
+            return writing
+    if issubclass(kind, (AsyncEngine, Engine)):
+        raise TransactionError(
+            f"the {kind.__name__} has no transaction of its own, so nothing was written; write "
             "`async with engine.begin() as connection: await outbox.add(connection, event)`"
         )
-    if _is(session, "asyncpg", "Pool"):
-        return TransactionError(
-            "the pool has no transaction of its own, so nothing was written; write `async with "
-            "pool.acquire() as connection, connection.transaction(): …`"
+    if kind.__name__.endswith("Pool"):
+        raise TransactionError(
+            f"the {kind.__name__} has no transaction of its own, so nothing was written; take a "
+            "connection from it, and begin a transaction there"
         )
-    return TypeError(
-        f"a {name} is no session that the outbox knows; give the session or connection whose "
-        "transaction the event belongs to: of SQLAlchemy, asyncpg or psycopg"
+    raise TypeError(
+        f"a {kind.__name__} is no session that the outbox knows; give the session or connection "
+        "whose transaction the event belongs to: of SQLAlchemy, asyncpg or psycopg"
     )
-
-
-def _is_async_driver(session: object) -> bool:
-    return _is(session, "asyncpg", "Connection") or _is(session, "psycopg", "AsyncConnection")
 
 
 # SQLAlchemy
 
 
-def _write_by_session(session: Session, rows: Sequence[Row], schedule: Schedule) -> None:
+async def _by_async_session(session: AsyncSession, rows: Sequence[Row], schedule: Schedule) -> None:
+    await session.run_sync(_by_session, rows, schedule)
+
+
+async def _by_async_scoped_session(
+    session: async_scoped_session[AsyncSession], rows: Sequence[Row], schedule: Schedule
+) -> None:
+    await session().run_sync(_by_session, rows, schedule)
+
+
+async def _by_async_connection(
+    connection: AsyncConnection, rows: Sequence[Row], schedule: Schedule
+) -> None:
+    await connection.run_sync(_by_connection, rows, schedule)
+
+
+def _by_scoped_session(
+    session: scoped_session[Session], rows: Sequence[Row], schedule: Schedule
+) -> None:
+    _by_session(session(), rows, schedule)
+
+
+def _by_session(session: Session, rows: Sequence[Row], schedule: Schedule) -> None:
     # A session of several databases is asked for the one that our table is bound to.
     arguments = None if session.bind is not None else {"clause": outbox}
-    connection = session.connection(bind_arguments=arguments)
-    _write_by_connection(connection, rows, schedule)
+    _by_connection(session.connection(bind_arguments=arguments), rows, schedule)
 
 
-def _write_by_connection(connection: Connection, rows: Sequence[Row], schedule: Schedule) -> None:
+def _by_connection(connection: Connection, rows: Sequence[Row], schedule: Schedule) -> None:
     if _commits_by_itself(connection):
         raise TransactionError(
             "the connection is in AUTOCOMMIT, so there is no transaction and nothing was written; "
@@ -161,14 +166,24 @@ def _commits_by_itself(connection: Connection) -> bool:
 # asyncpg and psycopg
 
 
-async def _write_by_asyncpg(connection: Any, rows: Sequence[Row], schedule: Schedule) -> None:
+def _by_asyncpg(
+    connection: AsyncpgConnection, rows: Sequence[Row], schedule: Schedule
+) -> Awaitable[object]:
     if not connection.is_in_transaction():
         raise TransactionError(
             "the asyncpg connection is in no transaction, so nothing was written; write "
             "`async with connection.transaction(): await outbox.add(connection, event)`"
         )
     statement = _asyncpg_statement(len(rows) == 1, when(schedule))
-    await connection.execute(statement, *driver_arguments(rows, schedule))
+    return connection.execute(statement, *driver_arguments(rows, schedule))
+
+
+async def _by_async_psycopg(connection: Any, rows: Sequence[Row], schedule: Schedule) -> None:
+    await connection.execute(*_for_psycopg(connection, rows, schedule))
+
+
+def _by_psycopg(connection: Any, rows: Sequence[Row], schedule: Schedule) -> None:
+    connection.execute(*_for_psycopg(connection, rows, schedule))
 
 
 def _for_psycopg(
@@ -193,3 +208,20 @@ def _asyncpg_statement(one: bool, when: When) -> str:  # noqa: FBT001
 @cache
 def _psycopg_statement(one: bool, when: When) -> str:  # noqa: FBT001
     return re.sub(r"\$(\d)", r"%(p\1)s", _asyncpg_statement(one, when))
+
+
+_KINDS: dict[str, _Writing] = {
+    "sqlalchemy.ext.asyncio.AsyncSession": _by_async_session,
+    "sqlalchemy.ext.asyncio.AsyncConnection": _by_async_connection,
+    "sqlalchemy.ext.asyncio.async_scoped_session": _by_async_scoped_session,
+    "sqlalchemy.orm.Session": _by_session,
+    "sqlalchemy.orm.scoped_session": _by_scoped_session,
+    "sqlalchemy.Connection": _by_connection,
+    "asyncpg.Connection": _by_asyncpg,
+    "asyncpg.pool.PoolConnectionProxy": _by_asyncpg,
+    "psycopg.AsyncConnection": _by_async_psycopg,
+    "psycopg.Connection": _by_psycopg,
+}
+
+_AWAITED = frozenset((_by_async_session, _by_async_connection, _by_async_scoped_session))
+_AWAITED |= {_by_asyncpg, _by_async_psycopg}
