@@ -1,0 +1,156 @@
+"""What the relay asks of the database, in one dialect; `store.py` says when, and of which rows.
+
+Each statement about claimed rows asks for the claim's token, `token`: after the lease it does
+nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    null,
+    or_,
+    select,
+    update,
+)
+
+from evworker.broker.database.schema import OUTBOX_LOCK
+from evworker.broker.database.tables import locks, outbox, seconds_from_now, utc_now
+
+PROMOTED_AT_ONCE = 5_000
+PRUNED_AT_ONCE = 5_000
+
+
+def _from_now(parameter: str) -> seconds_from_now:
+    return seconds_from_now(bindparam(parameter, type_=Float))
+
+
+def _is_behind_another() -> ColumnElement[bool]:
+    """Whether an earlier row of the key is held by somebody, waits to be retried, or is dead.
+
+    A scheduled row, which nobody has tried yet, joins its key's line when it is due.
+    """
+    earlier = outbox.alias("earlier")
+    return exists().where(
+        earlier.c.key == outbox.c.key,
+        earlier.c.seq < outbox.c.seq,
+        earlier.c.state.in_(("claimed", "dead", "waiting")),
+        or_(earlier.c.state != "waiting", earlier.c.attempts > 0),
+    )
+
+
+_MINE = outbox.c.claim == bindparam("token")
+_UNCLAIMED = {"claim": None, "claimed_by": None}
+
+LOCK_ROW = select(locks.c.name).where(locks.c.name == OUTBOX_LOCK).with_for_update()
+LOCK_FILE = update(locks).where(locks.c.name == OUTBOX_LOCK).values(name=OUTBOX_LOCK)
+
+CLAIMABLE = (
+    select(outbox.c.seq, func.length(outbox.c.body))
+    .where(outbox.c.state == "ready", or_(outbox.c.key.is_(None), ~_is_behind_another()))
+    .order_by(outbox.c.seq)
+    .limit(bindparam("most"))
+)
+CLAIM = (
+    update(outbox)
+    .where(outbox.c.state == "ready")
+    .values(
+        state="claimed",
+        claim=bindparam("token"),
+        claimed_by=bindparam("relay"),
+        due_at=_from_now("lease"),
+    )
+)
+READ = (
+    select(
+        outbox.c.seq,
+        outbox.c.event_id,
+        outbox.c.topic,
+        outbox.c.key,
+        outbox.c.body,
+        outbox.c.priority,
+        outbox.c.headers,
+        outbox.c.attempts,
+    )
+    .where(_MINE)
+    .order_by(outbox.c.seq)
+)
+
+# Each state by itself and in the order of the index; all rows that were scheduled for one moment
+# keep their order then.
+DUE = (
+    select(outbox.c.seq)
+    .where(outbox.c.state == bindparam("state_due"), outbox.c.due_at <= utc_now())
+    .order_by(outbox.c.due_at, outbox.c.seq)
+    .limit(PROMOTED_AT_ONCE)
+)
+# A lease that ends later than any could was given before the clock was set back.
+_TOO_FAR = and_(outbox.c.state == "claimed", outbox.c.due_at > _from_now("too_far"))
+TOO_FAR = select(outbox.c.seq).where(_TOO_FAR).limit(PROMOTED_AT_ONCE)
+PROMOTE = (
+    update(outbox)
+    .where(
+        or_(
+            and_(outbox.c.state.in_(("claimed", "waiting")), outbox.c.due_at <= utc_now()),
+            _TOO_FAR,
+        )
+    )
+    .values(state="ready", due_at=None, **_UNCLAIMED)
+)
+
+DELETE = delete(outbox).where(_MINE)
+KEEP = update(outbox).where(_MINE).values(state="sent", due_at=_from_now("keep"), **_UNCLAIMED)
+RELEASE = update(outbox).where(_MINE).values(state="ready", due_at=None, **_UNCLAIMED)
+POSTPONE = (
+    update(outbox)
+    .where(_MINE)
+    .values(
+        state="waiting",
+        due_at=_from_now("delay"),
+        # With none it would be a scheduled row, which lets the rest of its key pass.
+        attempts=case((outbox.c.attempts == 0, 1), else_=outbox.c.attempts),
+        last_error=bindparam("error"),
+        **_UNCLAIMED,
+    )
+)
+_BACK_OFF_VALUES: dict[str, Any] = {
+    "attempts": bindparam("tried"),
+    "failed_since": func.coalesce(outbox.c.failed_since, utc_now()),
+    "last_error": bindparam("error"),
+    **_UNCLAIMED,
+}
+_REFUSED = update(outbox).where(_MINE, outbox.c.seq == bindparam("row"))
+BACK_OFF = _REFUSED.values(state="waiting", due_at=_from_now("delay"), **_BACK_OFF_VALUES)
+_IS_GIVEN_UP = func.coalesce(outbox.c.failed_since, utc_now()) <= _from_now("patience")
+BURY_OR_BACK_OFF = _REFUSED.values(
+    state=case((_IS_GIVEN_UP, "dead"), else_="waiting"),
+    due_at=case((_IS_GIVEN_UP, null()), else_=_from_now("delay")),
+    **_BACK_OFF_VALUES,
+)
+
+
+def _earliest(state: str) -> ColumnElement[datetime | None]:
+    return select(func.min(outbox.c.due_at)).where(outbox.c.state == state).scalar_subquery()
+
+
+LOOK = select(
+    exists().where(outbox.c.state == "ready"),
+    _earliest("waiting"),
+    _earliest("claimed"),
+    utc_now(),
+)
+PRUNABLE = (
+    select(outbox.c.seq)
+    .where(outbox.c.state == "sent", outbox.c.due_at <= utc_now())
+    .limit(PRUNED_AT_ONCE)
+)
