@@ -1,0 +1,232 @@
+"""The relay on PostgreSQL, side by side with a bare publisher: the same events, interleaved rounds.
+
+    python benchmarks/relay.py [--events 10000] [--pending 1000000] [--rounds 3] [--commits 300]
+
+`publisher` is `Publisher.publish` with its confirms awaited, by 200 tasks at once, and no database.
+`relay` is one relay that empties an outbox of so many events. `relay, backlog` is the same relay
+while `--pending` events wait: it is stopped once it has sent `--events` of them. All go to the same
+kind of queue. Each measurement is a process of its own.
+
+The latency is that of an idle relay: from before a commit to the broker's confirm as the relay has
+seen it, and to the beginning of the publish.
+
+Ratios of one run can be compared, absolute rates of different runs can't.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+import structlog
+from sqlalchemy import text
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from evworker.broker import Connection, Envelope, Event, Publisher
+from evworker.broker.database.engine import open_engine
+from evworker.broker.database.schema import make_tables
+from evworker.broker.outbox.outbox import Outbox
+from evworker.broker.outbox.relay import Relay
+from tests.databases import own_database
+
+URL = os.environ.get("EVWORKER_TEST_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672/")
+AT_ONCE = 200
+SIDES = ("publisher", "relay", "relay, backlog")
+
+FILL = """
+INSERT INTO evworker_outbox (event_id, topic, body, created_at, state, attempts)
+SELECT substr(:id, 1, 28) || lpad(to_hex(n), 8, '0'), :topic, :body, now(), 'ready', 0
+FROM generate_series(1, :events) AS n
+"""
+
+
+class OrderPlaced(Event, topic="bench.orders.placed", version=2):
+    """About 300 bytes in its envelope, like most events."""
+
+    order_id: str
+    customer_id: str
+    total: Decimal
+    lines: list[str]
+
+
+EVENT = OrderPlaced(
+    order_id="536365", customer_id="17850", total=Decimal("139.12"), lines=["85123A", "71053"]
+)
+
+
+@asynccontextmanager
+async def bench_exchange(url: str) -> AsyncIterator[str]:
+    """An exchange with one queue bound to it, of the kind that workers have."""
+    name = f"bench-{uuid.uuid4().hex[:8]}"
+    async with await aio_pika.connect(url) as plain:
+        channel = await plain.channel()
+        async with Publisher(url, exchange=name):
+            pass  # it declares the exchange
+        queue = await channel.declare_queue(
+            name, durable=True, arguments={"x-queue-type": "quorum"}
+        )
+        await queue.bind(name, "#")
+        try:
+            yield name
+        finally:
+            for one in (name, f"{name}.unrouted"):
+                await channel.queue_delete(one)
+                await channel.exchange_delete(one)
+
+
+async def measure_publisher(url: str, events: int) -> float:
+    async with bench_exchange(url) as exchange, Publisher(url, exchange=exchange) as publisher:
+        numbers = iter(range(events))
+
+        async def lane() -> None:
+            for _ in numbers:
+                await publisher.publish(EVENT)
+
+        started = time.perf_counter()
+        await asyncio.gather(*(lane() for _ in range(AT_ONCE)))
+        return events / (time.perf_counter() - started)
+
+
+async def measure_relay(url: str, database: str, events: int, pending: int) -> float:
+    engine = open_engine(database)
+    await make_tables(engine)
+    envelope = Envelope.wrap(EVENT, source="bench")
+    filled = {"id": envelope.id, "topic": envelope.topic, "body": envelope.encode()}
+    async with engine.begin() as connection:
+        await connection.execute(text(FILL), filled | {"events": pending})
+    async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        await connection.execute(text("VACUUM ANALYZE evworker_outbox"))
+        await connection.execute(text("CHECKPOINT"))
+    async with bench_exchange(url) as exchange:
+        relay = Relay(engine, url, exchange=exchange)
+        async with relay:
+            started = time.perf_counter()
+            running = asyncio.create_task(relay.run())
+            while relay.counts.sent < events:
+                await asyncio.sleep(0.002)
+            seconds = time.perf_counter() - started
+            sent = relay.counts.sent
+            relay.stop()
+            await running
+    await engine.dispose()
+    return sent / seconds
+
+
+async def measure_latency(url: str, database: str, commits: int) -> dict[str, list[float]]:
+    """Milliseconds from before each commit, to the publish and to the confirm."""
+    engine = open_engine(database)
+    await make_tables(engine)
+    outbox = Outbox(source="bench")
+    begun: dict[str, float] = {}
+    published: list[float] = []
+    confirmed: list[float] = []
+    async with bench_exchange(url) as exchange, Connection(url, name="bench") as connection:
+        relay = Relay(database, connection, exchange=exchange)
+        send = relay._publisher.send  # noqa: SLF001 - where the relay ends and the broker begins
+
+        async def timed(body: bytes, properties: Any, **options: Any) -> None:
+            published.append(time.perf_counter() - begun[properties.message_id])
+            await send(body, properties, **options)
+            confirmed.append(time.perf_counter() - begun[properties.message_id])
+
+        relay._publisher.send = timed  # type: ignore[method-assign]  # noqa: SLF001
+        running = asyncio.create_task(relay.run())
+        await relay.ready.wait()
+        while not relay._wakeup.is_listening:  # noqa: SLF001
+            await asyncio.sleep(0.01)
+        for number in range(commits):
+            async with engine.connect() as session:
+                envelope = await outbox.add(session, EVENT)
+                begun[envelope.id] = time.perf_counter()
+                await session.commit()
+            while len(confirmed) <= number:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.02)
+        relay.stop()
+        await running
+    await engine.dispose()
+    return {
+        "publish": [1000 * seconds for seconds in published],
+        "confirm": [1000 * seconds for seconds in confirmed],
+    }
+
+
+async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    url, events = arguments.url, arguments.events
+    if arguments.side == "publisher":
+        return {"rate": await measure_publisher(url, events)}
+    with tempfile.TemporaryDirectory() as folder:
+        with own_database("postgresql", Path(folder), prefix="bench") as database:
+            if arguments.side == "latency":
+                return await measure_latency(url, database, arguments.commits)
+            pending = arguments.pending if arguments.side == "relay, backlog" else events
+            return {"rate": await measure_relay(url, database, events, pending)}
+
+
+def measured_apart(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--side", side, "--url", arguments.url]
+    for option in ("events", "pending", "commits"):
+        command += [f"--{option}", str(getattr(arguments, option))]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="the relay beside a bare publisher")
+    parser.add_argument("--events", type=int, default=10_000)
+    parser.add_argument("--pending", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--commits", type=int, default=300)
+    parser.add_argument("--url", default=URL.replace(",", " ").split()[0])
+    parser.add_argument("--side", choices=(*SIDES, "latency"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger("warning"),
+            cache_logger_on_first_use=True,
+        )
+        result = asyncio.run(measure(arguments))
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        print(json.dumps(result | {"rss_mib": usage.ru_maxrss / 1024}))
+        return
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(arguments.rounds):
+        for side, results in rounds.items():
+            results.append(measured_apart(side, arguments))
+    print(f"{arguments.events:,} events, {arguments.rounds} rounds, PostgreSQL")
+    rates = {side: [result["rate"] for result in results] for side, results in rounds.items()}
+    for side, numbers in rates.items():
+        spread = f"({min(numbers):,.0f}-{max(numbers):,.0f})"
+        print(f"{side:16} {statistics.median(numbers):8,.0f} events/s {spread}")
+    for name, ours, beside in (
+        ("relay / publisher", "relay", "publisher"),
+        (f"{arguments.pending:,} pending / {arguments.events:,}", "relay, backlog", "relay"),
+    ):
+        ratios = [a / b for a, b in zip(rates[ours], rates[beside], strict=True)]
+        spread = f"({min(ratios):.2f}-{max(ratios):.2f})"
+        print(f"{name}: {statistics.median(ratios):.2f} {spread}")
+    latency = measured_apart("latency", arguments)
+    for what in ("publish", "confirm"):
+        cuts = statistics.quantiles(latency[what], n=100)
+        print(f"commit to {what}, idle: median {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
