@@ -23,7 +23,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -171,12 +170,11 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     url, events = arguments.url, arguments.events
     if arguments.side == "publisher":
         return {"rate": await measure_publisher(url, events)}
-    with tempfile.TemporaryDirectory() as folder:
-        with own_database("postgresql", Path(folder), prefix="bench") as database:
-            if arguments.side == "latency":
-                return await measure_latency(url, database, arguments.commits)
-            pending = arguments.pending if arguments.side == "relay, backlog" else events
-            return {"rate": await measure_relay(url, database, events, pending)}
+    with own_database("postgresql", Path(), prefix="bench") as database:
+        if arguments.side == "latency":
+            return await measure_latency(url, database, arguments.commits)
+        pending = arguments.pending if arguments.side == "relay, backlog" else events
+        return {"rate": await measure_relay(url, database, events, pending)}
 
 
 def measured_apart(side: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -103,7 +103,7 @@ _TRIED = and_(outbox.c.state == "waiting", outbox.c.attempts > 0)
 async def outbox_status(engine: AsyncEngine) -> OutboxStatus:
     """Count what is there. Raises a DatabaseError."""
     kind = case((_TRIED, "backing_off"), else_=outbox.c.state)
-    counted = select(kind, func.count()).group_by(kind)
+    counted = select(kind.label("kind"), func.count().label("number")).group_by("kind")
     oldest = select(func.min(outbox.c.created_at), utc_now()).where(
         or_(outbox.c.state.in_(("ready", "claimed")), _TRIED)
     )
@@ -129,7 +129,7 @@ async def outbox_status(engine: AsyncEngine) -> OutboxStatus:
     )
     with database_errors(engine, "read the outbox's status"):
         async with engine.connect() as connection:
-            rows: dict[str, int] = dict((await connection.execute(counted)).tuples().all())
+            rows = {row.kind: row.number for row in await connection.execute(counted)}
             since, now = (await connection.execute(oldest)).one()
             working = [RelayAtWork(*row) for row in await connection.execute(at_work)]
             leases = [Lease(*row) for row in await connection.execute(held)]
