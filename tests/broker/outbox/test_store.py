@@ -258,23 +258,14 @@ async def test_relays_of_one_name_are_two(engine: AsyncEngine, make_store: MakeS
     await other.beat(sent=3, per_second=3)
 
 
-class TestLateCommits:
-    """A transaction that takes its number first and commits last; two writers need a server."""
-
-    @pytest.fixture
-    def database_url(self, postgres_url: str) -> str:
-        return postgres_url
-
-    async def test_they_are_never_passed_over(
-        self, engine: AsyncEngine, make_store: MakeStore
-    ) -> None:
-        store = make_store()
-        async with engine.connect() as late:
-            early_number = await write_one(late, "late")
-            later = await write(engine, None, None)
-            claim = await claimed(store)
-            assert claim.seqs == later
-            assert await store.settle(claim.token, later) == 2
-            await late.commit()
+async def test_late_commits_are_never_passed_over(server: AsyncEngine) -> None:
+    store = OutboxStore(server, name="tests")
+    async with server.connect() as late:
+        early_number = await write_one(late, "late")
+        later = await write(server, None, None)
         assert later[0] > early_number
-        assert (await claimed(store)).seqs == [early_number]
+        claim = await claimed(store)
+        assert claim.seqs == later
+        assert await store.settle(claim.token, later) == 2
+        await late.commit()
+    assert (await claimed(store)).seqs == [early_number]
