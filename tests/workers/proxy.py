@@ -1,4 +1,4 @@
-"""A TCP proxy before the broker: a network that a test can cut, freeze, or not have yet."""
+"""A TCP proxy before a broker or a database: a network to cut, to freeze, or not to have yet."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import socket
 from contextlib import suppress
 from urllib.parse import urlsplit
 
+_PORTS = {"amqp": 5672, "postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
 
 class Proxy:
     """Listens on a port of its own, which is known before anything listens there."""
 
-    def __init__(self, broker_url: str) -> None:
-        parts = urlsplit(broker_url)
-        self._target = (parts.hostname or "127.0.0.1", parts.port or 5672)
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._target = (parts.hostname or "127.0.0.1", parts.port or _PORTS[parts.scheme])
         with socket.socket() as placeholder:
             placeholder.bind(("127.0.0.1", 0))
             self.port: int = placeholder.getsockname()[1]
         login = parts.netloc.rpartition("@")[0]
-        self.url = f"amqp://{login}@127.0.0.1:{self.port}{parts.path}"
+        self.url = f"{parts.scheme}://{login}@127.0.0.1:{self.port}{parts.path}"
         self.accepted = 0
         """How many connections there have been; a worker's first consumes, its second publishes."""
         self.held = 0

@@ -60,6 +60,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the event whose handler published this one."""
     traceparent: str | None = None
     tracestate: str | None = None
+    has_lasting_id: bool = True
+    """False for a message that came without an id: each reading of it gives it another one."""
 
     @classmethod
     def wrap(
@@ -185,7 +187,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
             )
         content_type = (properties.content_type or "").partition(";")[0].strip().lower()
         if content_type == CONTENT_TYPE:
-            return cls._from_document(_decode_document(body, _Document))
+            return cls._from_document(_decode_document(body, _Document), properties.message_id)
         if content_type.startswith("application/cloudevents"):
             raise UndecodableError(
                 f"the content type {content_type!r} is not read; send {CONTENT_TYPE!r}"
@@ -194,14 +196,15 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
             raise UndecodableError(f"the content type {content_type!r} is not JSON")
         attributes = _binary_attributes(properties.headers or {})
         if attributes:
-            return cls._from_attributes(attributes, body)
+            return cls._from_attributes(attributes, body, properties.message_id)
         return cls._from_bare_json(body, properties, routing_key)
 
     @classmethod
-    def _from_document(cls, document: _Document) -> Self:
+    def _from_document(cls, document: _Document, message_id: str | None = None) -> Self:
         if document.specversion != "1.0":
             raise UndecodableError(f"CloudEvents {document.specversion!r} is not read; send 1.0")
-        id = document.id or new_id()
+        lasting_id = document.id or message_id
+        id = lasting_id or new_id()
         return cls(
             id=id,
             source=document.source or UNKNOWN_SOURCE,
@@ -214,16 +217,19 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
             causation_id=document.causationid,
             traceparent=document.traceparent,
             tracestate=document.tracestate,
+            has_lasting_id=bool(lasting_id),
         )
 
     @classmethod
-    def _from_attributes(cls, attributes: Mapping[str, str], body: bytes) -> Self:
+    def _from_attributes(
+        cls, attributes: Mapping[str, str], body: bytes, message_id: str | None
+    ) -> Self:
         try:
             document = msgspec.convert(attributes, _Document, strict=False)
         except msgspec.ValidationError as error:
             raise UndecodableError(f"the CloudEvents headers can't be read: {error}") from error
         document.data = msgspec.Raw(_checked_json(body))
-        return cls._from_document(document)
+        return cls._from_document(document, message_id)
 
     @classmethod
     def _from_bare_json(
@@ -238,6 +244,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
             time=_aware(properties.timestamp),
             data=_checked_json(body),
             correlation_id=properties.correlation_id or id,
+            has_lasting_id=bool(properties.message_id),
         )
 
 

@@ -81,6 +81,8 @@ class Consumer:
     timeout_s: float | None
     kill_switch: KillSwitch | None
     crash_limit: int
+    transactional: bool
+    """Whether each attempt is one transaction with its inbox row: `transaction.py`."""
 
     @property
     def is_async(self) -> bool:
@@ -115,12 +117,18 @@ def declare_consumer(  # noqa: PLR0913 - what @plugin.consumer takes
     timeout: Duration | types.EllipsisType | None,
     kill_switch: KillSwitch | None,
     crash_limit: int,
+    transactional: bool,
     middleware: Iterable[Middleware],
 ) -> Consumer:
     """Check a declaration and make the consumer; raises ConsumerError."""
     name = name or f"{plugin}.{getattr(handler, '__name__', 'handler')}"
     declaring = _Declaration(name, handler)
     declaring.check_signature()
+    if transactional and not _is_async(handler):
+        raise ConsumerError(
+            f"consumer {name!r}: transactional=True needs async def; "
+            "a plain function runs in a thread, which could outlive its transaction"
+        )
     event_types, patterns, takes_any = declaring.sort_out(tuple(events))
     if priorities is not None and not 2 <= priorities <= _MOST_PRIORITIES:
         raise ConsumerError(
@@ -153,6 +161,7 @@ def declare_consumer(  # noqa: PLR0913 - what @plugin.consumer takes
         timeout_s=declaring.timeout_s(timeout),
         kill_switch=kill_switch,
         crash_limit=crash_limit,
+        transactional=transactional,
     )
 
 

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from evworker.broker import Envelope
+from evworker.broker import Envelope, TransactionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
+    from sqlalchemy.ext.asyncio import AsyncSession
+
     from evworker.broker import Event, Publisher
     from evworker.workers.consumer import Consumer
+    from evworker.workers.transaction import Transaction
 
 
 class Context:
@@ -29,6 +32,7 @@ class Context:
         "headers",
         "redelivered",
         "state",
+        "transaction",
     )
 
     envelope: Envelope
@@ -41,6 +45,8 @@ class Context:
     """Whether the broker has delivered this message before and was left without an answer."""
     state: Any  # whatever the user's own lifespan yielded
     """What the plugin's lifespan yielded; None without one."""
+    transaction: Transaction | None
+    """The attempt's transaction, of a transactional consumer; handlers use `session`."""
 
     def __init__(
         self,
@@ -61,6 +67,7 @@ class Context:
         self.headers = headers
         self.redelivered = redelivered
         self.state = state
+        self.transaction = None
 
     @property
     def consumer(self) -> str:
@@ -71,6 +78,29 @@ class Context:
     def queue(self) -> str:
         """The queue that the event came from."""
         return self._consumer.queue
+
+    @property
+    def session(self) -> AsyncSession:
+        """The transaction of this attempt; it is committed when the handler returns.
+
+        Commit is the worker's alone, and raises TransactionError here. A part may be rolled back
+        with ``async with ctx.session.begin_nested()``. Raises TransactionError where the consumer
+        is not transactional.
+        """
+        if self.transaction is None:
+            raise TransactionError(
+                f"consumer {self.consumer!r} has no transaction; "
+                "declare it with transactional=True, and give the worker a database"
+            )
+        return self.transaction.session
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of this event in this consumer, retries and replays included.
+
+        For services that take such a key, so that what is asked for twice is done once.
+        """
+        return f"{self.consumer}:{self.envelope.id}"
 
     @property
     def log(self) -> structlog.typing.FilteringBoundLogger:
@@ -101,7 +131,14 @@ class Context:
 
         It is sent at once: if the handler fails afterwards, the next attempt publishes it again.
         Raises as `Publisher.publish` does.
+
+        In a transactional consumer it is written into the outbox instead, and sent if and only if
+        the transaction commits. Raises as `Outbox.add` does.
         """
+        if self.transaction is not None:
+            return await self.transaction.publish(
+                event, cause=self.envelope, key=key, priority=priority, id=id, headers=headers
+            )
         envelope = Envelope.wrap(
             event, source=self._consumer.plugin, id=id, key=key, cause=self.envelope
         )

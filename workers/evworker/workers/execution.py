@@ -11,7 +11,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from evworker.broker import Envelope, EventError, Failure, UndecodableError, format_duration
+from evworker.broker import (
+    DatabaseUnreachableError,
+    Envelope,
+    EventError,
+    Failure,
+    InvalidEventError,
+    UndecodableError,
+    format_duration,
+)
 from evworker.broker.cancellation import forgive_cancellation
 from evworker.broker.failure import failed_attempts, message_of
 from evworker.workers.context import Context
@@ -19,6 +27,7 @@ from evworker.workers.killswitch import SwitchState
 from evworker.workers.outcome import (
     DeadLettered,
     Discarded,
+    Duplicate,
     HandedBack,
     Outcome,
     Paused,
@@ -32,9 +41,12 @@ if TYPE_CHECKING:
     from evworker.broker.failure import Reason
     from evworker.broker.intake import Delivery
     from evworker.workers.consumer import AnyEvent, Consumer, Middleware, Next
+    from evworker.workers.inbox import Inbox
+    from evworker.workers.transaction import Transaction
 
 _SUCCEEDED = Succeeded()
 _HANDED_BACK = HandedBack()
+_DUPLICATE = Duplicate()
 
 
 class UnwantedError(EventError):
@@ -48,11 +60,20 @@ class CrashedError(EventError):
 class Execution:
     """Runs the handler of one consumer, middleware and all.
 
-    `state` is what its plugin's lifespan yielded. A handler that is a plain function runs in a
-    thread of this execution's own pool.
+    `state` is what its plugin's lifespan yielded; `inbox` is there if the consumer is
+    transactional, and `stop_asked` ends its waiting for the database. A handler that is a plain
+    function runs in a thread of this execution's own pool.
     """
 
-    def __init__(self, consumer: Consumer, *, state: Any, publisher: Publisher) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        *,
+        state: Any,
+        publisher: Publisher,
+        inbox: Inbox | None,
+        stop_asked: asyncio.Event,
+    ) -> None:
         self.consumer = consumer
         self.running_threads = 0
         self.switch = SwitchState(consumer.kill_switch) if consumer.kill_switch else None
@@ -60,6 +81,8 @@ class Execution:
         """Whether the worker cancels what runs here: then a cancelled attempt is no failed one."""
         self._state = state
         self._publisher = publisher
+        self._inbox = inbox if consumer.transactional else None
+        self._stop_asked = stop_asked
         self._threads: ThreadPoolExecutor | None = None
         if consumer.is_async:
             handler: Next = consumer.handler  # type: ignore[assignment]  # is_async has told
@@ -97,10 +120,52 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - a type's __post_init__ can do anything
             reason: Reason = "undecodable" if isinstance(error, UndecodableError) else "invalid"
             return DeadLettered(failure_of(delivery, reason, error, consumer=self.consumer.name))
+        if self._inbox is None:
+            return await self._attempt(event, delivery, context, None)
+        begun = await self._begin(self._inbox, delivery, context)
+        if isinstance(begun, Outcome):
+            return begun
+        try:
+            return await self._attempt(event, delivery, context, begun)
+        finally:
+            await begun.roll_back()
+
+    async def _begin(
+        self, inbox: Inbox, delivery: Delivery, context: Context
+    ) -> Transaction | Outcome:
+        """The attempt's transaction, or what becomes of the delivery without an attempt."""
+
+        def may_wait() -> bool:
+            return delivery.is_live and not self._stop_asked.is_set()
+
+        try:
+            transaction = await inbox.begin(self.consumer, context.envelope, may_wait)
+        except InvalidEventError as error:
+            return DeadLettered(failure_of(delivery, "invalid", error, consumer=self.consumer.name))
+        except DatabaseUnreachableError:
+            return _HANDED_BACK
+        except asyncio.CancelledError:
+            if not self.stopped:
+                forgive_cancellation()
+            return _HANDED_BACK
+        if transaction is None:
+            return _DUPLICATE
+        context.transaction = transaction
+        return transaction
+
+    async def _attempt(
+        self,
+        event: Event | AnyEvent,
+        delivery: Delivery,
+        context: Context,
+        transaction: Transaction | None,
+    ) -> Outcome:
         timer = asyncio.timeout(self.consumer.timeout_s)
         try:
             async with timer:
                 await self._call(event, context)
+            if transaction is not None:
+                await transaction.commit()
         except asyncio.CancelledError as error:
             if not self.stopped:
                 forgive_cancellation()  # the handler's own doing
@@ -110,7 +175,7 @@ class Execution:
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit too: no handler stops the worker
-            return self._judged(delivery, error)
+            return self._judged(delivery, transaction.told(error) if transaction else error)
         if self.switch is not None:
             self.switch.succeeded(clock.monotonic())
         return _SUCCEEDED

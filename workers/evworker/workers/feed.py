@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from evworker.broker import Connection, Publisher, Topology
     from evworker.workers.consumer import Consumer
+    from evworker.workers.inbox import Inbox
     from evworker.workers.outcome import Counts, Outcome
     from evworker.workers.solitude import Solitude
 
@@ -58,6 +59,8 @@ class Shared:
     connection: Connection
     """The one to consume on."""
     publisher: Publisher
+    inbox: Inbox | None
+    """Of transactional consumers."""
     counts: Counts
     take: Callable[[], bool]
     """Asked before each attempt whether another one may start."""
@@ -97,7 +100,13 @@ class Feed:
         )
         self._lanes = [
             Lane(
-                Execution(consumer, state=states[consumer.plugin], publisher=shared.publisher),
+                Execution(
+                    consumer,
+                    state=states[consumer.plugin],
+                    publisher=shared.publisher,
+                    inbox=shared.inbox,
+                    stop_asked=self._traffic.stop_asked,
+                ),
                 self._settlement,
                 self._traffic,
                 shared.take,

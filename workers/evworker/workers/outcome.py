@@ -15,6 +15,11 @@ class Succeeded:
 
 
 @dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The inbox has it: this consumer has applied the event before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retried:
     """The attempt failed, and there is to be another one after `delay_s` seconds."""
 
@@ -58,7 +63,9 @@ class Quarantined:
     """How often, where the broker counts."""
 
 
-Outcome = Succeeded | Retried | DeadLettered | HandedBack | Discarded | Paused | Quarantined
+Outcome = (
+    Succeeded | Duplicate | Retried | DeadLettered | HandedBack | Discarded | Paused | Quarantined
+)
 
 
 @dataclass(slots=True)
@@ -66,6 +73,8 @@ class Counts:
     """How many deliveries ended how, since the worker was made."""
 
     handled: int = 0
+    duplicates: int = 0
+    """Acked because the inbox had them; not among the handled."""
     retried: int = 0
     handed_back: int = 0
     discarded: int = 0
@@ -77,4 +86,5 @@ class Counts:
     @property
     def settled(self) -> int:
         """All that ended here: not those handed back or quarantined."""
-        return self.handled + self.retried + self.discarded + sum(self.dead_lettered.values())
+        ended = self.handled + self.duplicates + self.retried + self.discarded
+        return ended + sum(self.dead_lettered.values())

@@ -76,6 +76,7 @@ class Plugin:
         timeout: Duration | EllipsisType | None = ...,
         kill_switch: KillSwitch | None = DEFAULT_KILL_SWITCH,
         crash_limit: int = DEFAULT_CRASH_LIMIT,
+        transactional: bool = False,
         middleware: Iterable[Middleware] = (),
     ) -> Callable[[H], H]:
         """Declare the decorated function, ``(event, ctx)``, as a consumer.
@@ -94,6 +95,9 @@ class Plugin:
           down; on ConnectionError unless given, None for never.
         - `crash_limit`: how often a message may kill its worker while it runs alone, which it does
           once it has come back unsettled twice; then it is a dead letter, ``crashed``.
+        - `transactional`: one database transaction around each attempt, in ``ctx.session``. What it
+          commits is applied once for each event id, and what ``ctx.publish`` is given is sent if
+          and only if it commits. Async functions only, and the worker needs a database.
 
         The function itself stays as it is. Raises ConsumerError.
         """
@@ -112,6 +116,7 @@ class Plugin:
                 timeout=timeout,
                 kill_switch=kill_switch,
                 crash_limit=crash_limit,
+                transactional=transactional,
                 middleware=(*self.middleware, *middleware),
             )
             check_shared_queues((*self._consumers, consumer))

@@ -34,6 +34,7 @@ from evworker.workers.outcome import (
     Counts,
     DeadLettered,
     Discarded,
+    Duplicate,
     HandedBack,
     Outcome,
     Paused,
@@ -76,7 +77,7 @@ class Settlement:
         self._connection = connection
         self._counts = counts
 
-    async def settle(  # noqa: C901 - a clause for each outcome
+    async def settle(  # noqa: C901, PLR0912 - a clause for each outcome
         self, delivery: Delivery, outcome: Outcome, *, message_id: str | None
     ) -> None:
         """End the delivery. `message_id` is the event's id, for messages that came without one.
@@ -90,6 +91,10 @@ class Settlement:
                     log.debug("handled")
                 else:
                     log.warning("handled, but its channel is gone: it will be delivered again")
+            case Duplicate():
+                if await delivery.ack():
+                    self._counts.duplicates += 1
+                    log.info("a duplicate: it was applied before")
             case Retried(delay_s, failure):
                 queue = await self._retry_queue(delivery, delay_s)
                 if queue and await self._put_into(queue, delivery, failure, message_id):

@@ -2,7 +2,7 @@
 
 ::
 
-    run():  connect ► declare ► lifespans ► feeds ready ► … stop() …
+    run():  connect ► declare ► tables ► lifespans ► feeds ready ► … stop() …
             ► intake stopped, waiting handed back ► running drained ► lifespans left ► closed
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -21,6 +20,8 @@ from evworker.broker import (
     BrokerRefusedError,
     ConfigurationError,
     Connection,
+    DatabaseError,
+    Duration,
     EvworkerError,
     Publisher,
     Topology,
@@ -28,6 +29,7 @@ from evworker.broker import (
     apply_topology,
     count_messages,
     events_topology,
+    parse_duration,
 )
 from evworker.broker.backoff import backoff_s
 from evworker.broker.cancellation import cancel_all
@@ -36,16 +38,20 @@ from evworker.workers.consumer import LARGEST_PREFETCH
 from evworker.workers.feed import Feed, Shared
 from evworker.workers.outcome import Counts
 from evworker.workers.plugin import Plugin, check_plugins, consumers_by_queue, plan_queue
-from evworker.workers.solitude import Solitude
+from evworker.workers.selection import selected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from evworker.workers.consumer import Consumer
+    from evworker.workers.database import Database
 
 log = structlog.get_logger("evworker.worker")
 
 DEFAULT_SHUTDOWN_TIMEOUT_S = 30.0
+DEFAULT_INBOX_WINDOW = "7d"
 
 _LIFESPAN_PATIENCE_S = 10.0
 """How long after the second stop a plugin's lifespan may still take to end."""
@@ -64,8 +70,14 @@ class Worker:
     - `queues`, `exclude_queues`: consume only these, or all but these.
     - `concurrency`, `prefetch`: instead of what each consumer says.
     - `burst`: stop once every queue, and every queue in which its messages wait for another
-      attempt, is empty. `max_events`: stop after so many attempts.
+      attempt, is empty, and so is the outbox if it is relayed here. `max_events`: stop after so
+      many attempts.
     - `shutdown_timeout_s`: how long running handlers may take to end once it is told to stop.
+    - `database`: where transactional consumers work: a URL, or an engine of SQLAlchemy's that is
+      left open. `inbox_window`: how long an event is remembered there as applied; longer than the
+      longest retry, and than the time until a dead letter is replayed.
+    - `relay`: whether this worker publishes what is in the outbox, whoever wrote it; unless given,
+      it does if it has a database.
     """
 
     def __init__(  # noqa: PLR0913 - the options of `evworker run`
@@ -81,6 +93,9 @@ class Worker:
         burst: bool = False,
         max_events: int | None = None,
         shutdown_timeout_s: float = DEFAULT_SHUTDOWN_TIMEOUT_S,
+        database: str | AsyncEngine | None = None,
+        inbox_window: Duration = DEFAULT_INBOX_WINDOW,
+        relay: bool | None = None,
     ) -> None:
         """Raises ConfigurationError when this can't work, before anything is started."""
         self._plugins = tuple(plugins)
@@ -90,7 +105,7 @@ class Worker:
         _check_number("max_events", max_events)
         address = BrokerAddress.parse(broker) if isinstance(broker, str) else broker
         self._exchange = exchange
-        self._consumers = _selected(
+        self._consumers = selected(
             consumers_by_queue(self._plugins),
             only=tuple(queues),
             without=tuple(exclude_queues),
@@ -104,6 +119,14 @@ class Worker:
         self._consuming = Connection(address, name=f"evworker {names} consuming")
         self._publishing = Connection(address, name=f"evworker {names} publishing")
         self._publisher = Publisher(self._publishing, exchange=exchange)
+        self._database = _database(
+            database,
+            [consumer for shared in self._consumers.values() for consumer in shared],
+            inbox_window=inbox_window,
+            broker=self._publishing,
+            exchange=exchange,
+            relay=relay,
+        )
         self._feeds: list[Feed] = []
         self._topologies: dict[str, Topology] = {}
         self._started_up = False
@@ -134,8 +157,9 @@ class Worker:
     async def run(self) -> None:
         """Work until `stop`; returns once everything is closed.
 
-        Waits for a broker that is not there yet. Raises BrokerRefusedError and
-        TopologyMismatchError, which waiting can't mend, and PluginStartError.
+        Waits for a broker and a database that are not there yet. Raises BrokerRefusedError,
+        TopologyMismatchError, DatabaseRefusedError and SchemaError, which waiting can't mend, and
+        PluginStartError.
         """
         working = asyncio.create_task(self._work(), name="evworker worker")
         hurrying = asyncio.create_task(self._hurry(working))
@@ -145,12 +169,15 @@ class Worker:
                 await working
         finally:
             await cancel_all(hurrying, working, timeout_s=_LIFESPAN_PATIENCE_S)
+            if self._database is not None:
+                await self._database.close()
             await asyncio.gather(
                 self._publisher.close(), self._publishing.close(), self._consuming.close()
             )
         log.info(
             "stopped",
             handled=self.counts.handled,
+            duplicates=self.counts.duplicates,
             retried=self.counts.retried,
             discarded=self.counts.discarded,
             dead_lettered=self.counts.dead_lettered,
@@ -159,6 +186,8 @@ class Worker:
 
     async def _work(self) -> None:
         await self._connect()
+        if self._database is not None:
+            await self._database.open()
         async with AsyncExitStack() as lifespans:
             states = {plugin.name: await _entered(plugin, lifespans) for plugin in self._plugins}
             self._started_up = True
@@ -202,6 +231,7 @@ class Worker:
         shared = Shared(
             connection=self._consuming,
             publisher=self._publisher,
+            inbox=self._database.inbox if self._database else None,
             counts=self.counts,
             take=self._take,
             solitude=Solitude(),
@@ -217,11 +247,14 @@ class Worker:
         if self._burst:
             watching.append(asyncio.create_task(self._stop_when_empty()))
         asked = asyncio.create_task(self._stop_asked.wait())
+        # Not among the feeding, for it goes on while handlers that still run may need it.
+        upkeep = [self._database.start()] if self._database else []
         try:
-            await asyncio.wait([asked, *feeding], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([asked, *feeding, *upkeep], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._stop_taking()
-            failed = [task for task in feeding if task.done() and not task.cancelled()]
+            ended = [task for task in (*feeding, *upkeep) if task.done()]
+            failed = [task for task in ended if not task.cancelled()]
             await cancel_all(asked, *watching, *feeding)
             await self._drain()
         for task in failed:
@@ -260,7 +293,7 @@ class Worker:
             await asyncio.sleep(_BURST_CHECK_S)
             try:
                 empty_checks = empty_checks + 1 if await self._is_empty() else 0
-            except BrokerError:
+            except (BrokerError, DatabaseError):
                 empty_checks = 0  # the connection was lost; the next look waits until it is back
         self._stop_taking()
 
@@ -269,6 +302,8 @@ class Worker:
             for queue in feed.queues_to_drain:
                 if feed.in_process or await count_messages(self._publishing, queue):
                     return False
+        if self._database is not None and not await self._database.is_relayed():
+            return False
         return not any(feed.in_process for feed in self._feeds)
 
     async def _drain(self) -> None:
@@ -319,33 +354,31 @@ async def _entered(plugin: Plugin, lifespans: AsyncExitStack) -> Any:
         ) from error
 
 
-def _selected(
-    consumers: dict[str, tuple[Consumer, ...]],
+def _database(
+    database: str | AsyncEngine | None,
+    consumers: list[Consumer],
     *,
-    only: tuple[str, ...],
-    without: tuple[str, ...],
-    concurrency: int | None,
-    prefetch: int | None,
-) -> dict[str, tuple[Consumer, ...]]:
-    for queue in (*only, *without):
-        if queue not in consumers:
+    inbox_window: Duration,
+    broker: Connection,
+    exchange: str,
+    relay: bool | None,
+) -> Database | None:
+    if database is None:
+        if names := [consumer.name for consumer in consumers if consumer.transactional]:
             raise ConfigurationError(
-                f"no consumer has a queue {queue!r}; there are {', '.join(sorted(consumers))}"
+                f"the consumer {names[0]!r} is transactional and this worker has no database; "
+                "give it one, Worker(…, database=…) or evworker run --database-url"
             )
-    selected = {
-        queue: tuple(_adjusted(consumer, concurrency, prefetch) for consumer in its_consumers)
-        for queue, its_consumers in consumers.items()
-        if (not only or queue in only) and queue not in without
-    }
-    if not selected:
-        raise ConfigurationError("no queue is left to consume from")
-    return selected
+        if relay:
+            raise ConfigurationError("relay=True needs a database, in which the outbox is")
+        return None
+    from evworker.workers.database import Database  # noqa: PLC0415 - it brings SQLAlchemy
 
-
-def _adjusted(consumer: Consumer, concurrency: int | None, prefetch: int | None) -> Consumer:
-    if concurrency is None and prefetch is None:
-        return consumer
-    concurrency = concurrency or consumer.concurrency
-    return replace(
-        consumer, concurrency=concurrency, prefetch=prefetch or max(consumer.prefetch, concurrency)
+    return Database(
+        database,
+        consumers,
+        window_s=parse_duration(inbox_window),
+        broker=broker,
+        exchange=exchange,
+        relay=relay is not False,
     )
