@@ -119,14 +119,6 @@ class OutboxStore:
         self._engine = engine
         self._is_sqlite = engine.dialect.name == "sqlite"
         self._is_postgresql = engine.dialect.name == "postgresql"
-        # What is one statement needs no BEGIN and no COMMIT, which are a round trip each.
-        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
-        # SQLite knows one level, the strictest, and the lock is taken by the first statement.
-        self._serial = (
-            engine
-            if self._is_sqlite
-            else engine.execution_options(isolation_level="READ COMMITTED")
-        )
         self._promote_at = 0.0
 
     async def claim(self, limit: int) -> Claim | None:
@@ -135,26 +127,27 @@ class OutboxStore:
         Of each key they are the first ones in order, and nobody else holds an earlier one.
         """
         started = time.monotonic()
-        async with self._claiming() as connection:
-            await self._lock(connection)
-            if started >= self._promote_at:
-                await self._promote(connection)
-                self._promote_at = started + _PROMOTE_EVERY_S
-            seqs = await self._choose(connection, limit)
-            if not seqs:
-                return None
-            token = str(uuid4())
-            await connection.execute(
-                statements.CLAIM.where(self._among(seqs)),
-                {"token": token, "relay": self.name, "lease": self.lease_s},
-            )
+        with database_errors(self._engine, "claim events"):
+            async with self._transaction() as connection:
+                await self._lock(connection)
+                if started >= self._promote_at:
+                    await self._promote(connection)
+                    self._promote_at = started + _PROMOTE_EVERY_S
+                seqs = await self._choose(connection, limit)
+                if not seqs:
+                    return None
+                token = str(uuid4())
+                await connection.execute(
+                    statements.CLAIM.where(self._among(seqs)),
+                    {"token": token, "relay": self.name, "lease": self.lease_s},
+                )
         margin_s = min(self.lease_s * _MARGIN, _LONGEST_MARGIN_S)
         return Claim(token, seqs, started + self.lease_s - margin_s)
 
     async def read(self, claim: Claim) -> list[ClaimedRow]:
         """The claim's rows, in order; fewer if its lease is over."""
         with database_errors(self._engine, "read events"):
-            async with self._single.connect() as connection:
+            async with self._single_statements() as connection:
                 rows = await connection.execute(
                     statements.READ.where(self._among(claim.seqs)), {"token": claim.token}
                 )
@@ -196,7 +189,7 @@ class OutboxStore:
         """
         dead = 0
         with database_errors(self._engine, "put off events"):
-            async with self._serial.begin() as connection:
+            async with self._transaction() as connection:
                 for refusal in refusals:
                     may_die = refusal.attempts >= dead_after_attempts
                     statement = statements.BURY_OR_BACK_OFF if may_die else statements.BACK_OFF
@@ -218,16 +211,16 @@ class OutboxStore:
     async def look(self) -> Look:
         """Whether a claim may find something, and when else: reads only, and locks nothing."""
         with database_errors(self._engine, "look at the outbox"):
-            async with self._single.connect() as connection:
+            async with self._single_statements() as connection:
                 ready, waiting, claimed, now = (await connection.execute(statements.LOOK)).one()
         due = [moment for moment in (waiting, claimed) if moment is not None]
         due_in_s = (min(due) - now).total_seconds() if due else None
-        return Look(bool(ready), due_in_s)
+        return Look(ready is not None, due_in_s)
 
     async def prune(self) -> int:
         """Delete sent rows that were kept for long enough, some thousands at most."""
         with database_errors(self._engine, "prune the outbox"):
-            async with self._single.connect() as connection:
+            async with self._single_statements() as connection:
                 seqs = (await connection.scalars(statements.PRUNABLE)).all()
         if not seqs:
             return 0
@@ -238,7 +231,7 @@ class OutboxStore:
         """Say that this relay is at work, and forget those that have not said so for a minute."""
         values = {"relay": self.relay, "sent": sent, "per_second": per_second}
         with database_errors(self._engine, "write the relay's heartbeat"):
-            async with self._serial.begin() as connection:
+            async with self._transaction() as connection:
                 told = (
                     update(relays)
                     .where(relays.c.relay == self.relay)
@@ -259,9 +252,23 @@ class OutboxStore:
         await self._run("remove the relay's heartbeat", gone, {})
 
     @asynccontextmanager
-    async def _claiming(self) -> AsyncIterator[AsyncConnection]:
-        with database_errors(self._engine, "claim events"):
-            async with self._serial.begin() as connection:
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        # The level is set on the connection, not the engine: there a connection that is lost just
+        # then would never come back to its pool.
+        level = {} if self._is_sqlite else {"isolation_level": "READ COMMITTED"}
+        async with self._engine.connect() as opened:
+            connection = await opened.execution_options(**level)
+            async with connection.begin():
+                yield connection
+
+    @asynccontextmanager
+    async def _single_statements(self) -> AsyncIterator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            if self._is_postgresql:
+                # No BEGIN and no COMMIT, which are a round trip each.
+                yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+                return
+            async with connection.begin():
                 yield connection
 
     async def _lock(self, connection: AsyncConnection) -> None:
@@ -284,8 +291,9 @@ class OutboxStore:
 
     async def _promote(self, connection: AsyncConnection) -> None:
         # Two statements each, since MySQL has no LIMIT in a subquery.
-        overdue = list(await connection.scalars(statements.DUE, {"state_due": "claimed"}))
-        overdue += await connection.scalars(statements.DUE, {"state_due": "waiting"})
+        overdue: list[int] = []
+        for due in statements.DUE:
+            overdue += await connection.scalars(due)
         overdue += await connection.scalars(statements.TOO_FAR, {"too_far": 2 * self.lease_s})
         if overdue:
             await connection.execute(
@@ -310,7 +318,7 @@ class OutboxStore:
 
     async def _run(self, doing: str, statement: Any, values: dict[str, Any]) -> int:
         with database_errors(self._engine, doing):
-            async with self._single.connect() as connection:
+            async with self._single_statements() as connection:
                 result: CursorResult[Any] = await connection.execute(statement, values)
                 return result.rowcount
 

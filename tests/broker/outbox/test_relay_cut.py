@@ -1,0 +1,211 @@
+"""The database or the broker goes away in the middle, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from evworker.broker import BrokerUnreachableError, DatabaseUnreachableError
+from evworker.broker.database.tables import outbox
+from evworker.broker.outbox import relay as relay_room
+from evworker.broker.outbox.operating import outbox_status
+from evworker.broker.outbox.relay import Relay
+from tests.broker.conftest import Bind, Take
+from tests.broker.outbox.conftest import Arrivals, StartRelay
+from tests.broker.outbox.written import states, write
+from tests.broker.proxy import Proxy
+from tests.waiting import eventually
+from tests.workers.proxy import Proxy as AnyProxy
+
+
+@asynccontextmanager
+async def way_to(engine: AsyncEngine) -> AsyncIterator[tuple[AnyProxy, str]]:
+    """A proxy before the engine's database, and the database's URL by way of it."""
+    url = engine.url
+    proxy = AnyProxy(f"any://{url.host}:{url.port or 5432}")
+    await proxy.open()
+    try:
+        through = make_url(url).set(host="127.0.0.1", port=proxy.port)
+        yield proxy, through.render_as_string(hide_password=False)
+    finally:
+        await proxy.close()
+
+
+async def is_empty(engine: AsyncEngine) -> bool:
+    return await states(engine) == {}
+
+
+async def attempts(engine: AsyncEngine) -> set[int]:
+    async with engine.connect() as connection:
+        return set(await connection.scalars(select(outbox.c.attempts)))
+
+
+async def test_a_database_that_goes_away_is_waited_for(
+    server: AsyncEngine, start_relay: StartRelay, bind: Bind, take: Take
+) -> None:
+    arrivals = Arrivals(await bind("#"), take)
+    async with way_to(server) as (proxy, url):
+        relay = await start_relay(url)
+        await write(server, "a", order_id="1")
+        await eventually(lambda: relay.counts.sent == 1)
+        await proxy.refuse()
+        proxy.cut()
+        await write(server, "a", "a", order_id="2")
+        await eventually(lambda: relay._database_is_away)  # noqa: SLF001 - it says so in the log only
+        assert await arrivals.look() == ["1"]
+        await proxy.open()
+        await eventually(lambda: relay.counts.sent == 3, timeout_s=20)
+        assert await arrivals.look() == ["1", "2", "2"]
+        await write(server, None, order_id="3")
+        await eventually(lambda: arrivals.are("1", "2", "3"))
+        relay.stop()
+
+
+async def test_what_is_confirmed_while_the_database_is_away_is_settled_later(
+    postgres: AsyncEngine, start_relay: StartRelay, bind: Bind, take: Take, proxy: Proxy
+) -> None:
+    arrivals = Arrivals(await bind("#"), take)
+    async with way_to(postgres) as (database, url):
+        relay = await start_relay(url, broker=proxy.address)
+        proxy.hold()
+        await write(postgres, None, None, order_id="1")
+        await eventually(lambda: arrivals.are("1"))
+        await database.refuse()
+        database.cut()
+        proxy.release()
+        await eventually(lambda: relay._database_is_away)  # noqa: SLF001
+        await database.open()
+        await eventually(lambda: is_empty(postgres), timeout_s=20)
+        assert await arrivals.look() == ["1", "1"]  # once each
+        assert relay.counts.sent == 2
+        relay.stop()
+
+
+async def test_a_connection_that_listens_is_replaced_when_it_is_lost(
+    postgres: AsyncEngine, start_relay: StartRelay, bind: Bind, take: Take
+) -> None:
+    arrivals = Arrivals(await bind("#"), take)
+    async with way_to(postgres) as (proxy, url):
+        relay = await start_relay(url)
+        await eventually(lambda: relay._wakeup.is_listening)  # noqa: SLF001
+        proxy.cut()
+        await eventually(lambda: not relay._wakeup.is_listening)  # noqa: SLF001
+        await write(postgres, None, order_id="1")
+        await eventually(lambda: arrivals.are("1"))
+        await eventually(lambda: relay._wakeup.is_listening, timeout_s=20)  # noqa: SLF001
+        relay.stop()
+
+
+async def test_a_broker_that_goes_away_costs_no_row_an_attempt(
+    postgres: AsyncEngine, start_relay: StartRelay, bind: Bind, take: Take, proxy: Proxy
+) -> None:
+    arrivals = Arrivals(await bind("#"), take)
+    relay = await start_relay(
+        postgres, broker=proxy.address, dead_after_attempts=1, dead_after="1ms"
+    )
+    relay._publisher.timeout_s = 0.5  # noqa: SLF001 - else each look at the broker takes ten
+    await write(postgres, "a", order_id="1")
+    await eventually(lambda: relay.counts.sent == 1)
+    proxy.refuse()
+    proxy.cut()
+    await write(postgres, "a", "a", None, order_id="2")
+    await eventually(lambda: relay._broker_is_away)  # noqa: SLF001
+    await eventually(lambda: all_are_ready(postgres))
+    assert await attempts(postgres) == {0}
+    await proxy.listen()
+    await eventually(lambda: relay.counts.sent == 4, timeout_s=30)
+    assert set(await arrivals.look()) == {"1", "2"}
+    assert (relay.counts.refused, relay.counts.dead) == (0, 0)
+
+
+async def all_are_ready(engine: AsyncEngine) -> bool:
+    return set((await states(engine)).values()) == {"ready"}
+
+
+async def test_a_broker_that_answers_nothing_costs_no_row_an_attempt(
+    postgres: AsyncEngine,
+    start_relay: StartRelay,
+    bind: Bind,
+    take: Take,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arrivals = Arrivals(await bind("#"), take)
+    monkeypatch.setattr(relay_room, "_PROBE_S", 0.2)
+    relay = await start_relay(postgres, broker=proxy.address)
+    relay._publisher.timeout_s = 0.3  # noqa: SLF001
+    proxy.hold()
+    await write(postgres, "a", "a", order_id="1")
+    await eventually(lambda: relay._broker_is_away)  # noqa: SLF001
+    await eventually(lambda: all_are_ready(postgres))
+    assert await attempts(postgres) == {0}
+    proxy.release()
+    await eventually(lambda: is_empty(postgres), timeout_s=20)
+    assert await arrivals.are("1")
+    assert relay.counts.dead == 0
+
+
+async def test_events_that_are_never_confirmed_do_not_hold_up_the_others(
+    postgres: AsyncEngine, start_relay: StartRelay, proxy: Proxy, bind: Bind
+) -> None:
+    await bind("#")
+    relay = await start_relay(postgres, broker=proxy.address)
+    relay._publisher.timeout_s = 0.5  # noqa: SLF001
+    proxy.swallows_confirms = True
+    stuck, behind = await write(postgres, "a", "a")
+    await eventually(lambda: is_in(postgres, stuck, "waiting"))
+    proxy.swallows_confirms = False
+    await write(postgres, None, "b")
+    await eventually(lambda: relay.counts.sent == 2)
+    assert await states(postgres) == {stuck: "waiting", behind: "ready"}
+    assert (await outbox_status(postgres)).blocked_keys == 1
+
+
+async def is_in(engine: AsyncEngine, seq: int, state: str) -> bool:
+    return (await states(engine)).get(seq) == state
+
+
+async def test_a_relay_can_be_stopped_while_both_are_away(
+    postgres: AsyncEngine, proxy: Proxy, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_room, "STOP_S", 0.3)
+    async with way_to(postgres) as (database, url):
+        relay = Relay(url, proxy.address, exchange=exchange)
+        running = asyncio.create_task(relay.run())
+        await relay.ready.wait()
+        proxy.hold()
+        await write(postgres, None)
+        await eventually(lambda: is_in_any(postgres, "claimed"))
+        await database.refuse()
+        database.cut()
+        proxy.refuse()
+        proxy.cut()
+        relay.stop()
+        async with asyncio.timeout(20):
+            await running
+    assert set((await states(postgres)).values()) == {"claimed"}  # until its lease is over
+
+
+async def is_in_any(engine: AsyncEngine, state: str) -> bool:
+    return state in (await states(engine)).values()
+
+
+async def test_it_does_not_start_without_a_database(
+    postgres: AsyncEngine, broker_url: str, exchange: str
+) -> None:
+    async with way_to(postgres) as (proxy, url):
+        await proxy.refuse()
+        with pytest.raises(DatabaseUnreachableError):
+            await Relay(url, broker_url, exchange=exchange).run()
+
+
+async def test_it_does_not_start_without_a_broker(postgres: AsyncEngine, proxy: Proxy) -> None:
+    proxy.refuse()
+    with pytest.raises(BrokerUnreachableError):
+        await Relay(postgres, proxy.address).run()
