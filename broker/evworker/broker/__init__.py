@@ -82,10 +82,31 @@ from evworker.broker.topology import (
 from evworker.broker.version import BrokerVersion
 
 if TYPE_CHECKING:
+    from evworker.broker.outbox.operating import (
+        DeadRow,
+        Lease,
+        OutboxStatus,
+        RelayAtWork,
+        dead_rows,
+        discard_dead,
+        outbox_status,
+        retry_dead,
+    )
     from evworker.broker.outbox.outbox import Outbox
+    from evworker.broker.outbox.relay import Relay, Relayed
 
 _NEEDS_A_DATABASE = {
+    "DeadRow": "evworker.broker.outbox.operating",
+    "Lease": "evworker.broker.outbox.operating",
     "Outbox": "evworker.broker.outbox.outbox",
+    "OutboxStatus": "evworker.broker.outbox.operating",
+    "Relay": "evworker.broker.outbox.relay",
+    "RelayAtWork": "evworker.broker.outbox.operating",
+    "Relayed": "evworker.broker.outbox.relay",
+    "dead_rows": "evworker.broker.outbox.operating",
+    "discard_dead": "evworker.broker.outbox.operating",
+    "outbox_status": "evworker.broker.outbox.operating",
+    "retry_dead": "evworker.broker.outbox.operating",
 }
 
 if not TYPE_CHECKING:  # or a name that is misspelt would be one of type Any
@@ -123,6 +144,7 @@ __all__ = [
     "DatabaseRefusedError",
     "DatabaseUnreachableError",
     "DatabaseUrlError",
+    "DeadRow",
     "Death",
     "Difference",
     "Duration",
@@ -138,17 +160,22 @@ __all__ = [
     "Imported",
     "InvalidEventError",
     "InvalidTopicError",
+    "Lease",
     "Letter",
     "LetterFilter",
     "LetterGroup",
     "MessageTooLargeError",
     "Outbox",
+    "OutboxStatus",
     "PublishError",
     "PublishNackedError",
     "PublishTimeoutError",
     "Publisher",
     "Queue",
     "QueueNotFoundError",
+    "Relay",
+    "RelayAtWork",
+    "Relayed",
     "Replay",
     "SchemaError",
     "Survey",
@@ -164,7 +191,9 @@ __all__ = [
     "check_topic",
     "count_messages",
     "dead_letter_queue",
+    "dead_rows",
     "diff_topology",
+    "discard_dead",
     "edit_dead_letter",
     "edited_envelope",
     "events_topology",
@@ -173,11 +202,13 @@ __all__ = [
     "group_dead_letters",
     "import_dead_letters",
     "origin_queue",
+    "outbox_status",
     "parse_duration",
     "parse_moment",
     "purge_dead_letters",
     "read_dead_letters",
     "replay_dead_letters",
+    "retry_dead",
     "survey_dead_letters",
     "tap",
 ]

@@ -132,7 +132,7 @@ outbox = Table(
     Column("failed_since", UtcTime),
     Column("last_error", _Long),
     Index("evworker_outbox_in_order", "state", "seq"),
-    Index("evworker_outbox_by_due_time", "state", "due_at"),
+    Index("evworker_outbox_by_due_time", "state", "due_at", "seq"),
     Index("evworker_outbox_by_key", "key", "state", "seq"),
 )
 """Events that a transaction has committed and that are to be published.

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Float,
-    Select,
     String,
+    Subquery,
     and_,
     bindparam,
     case,
@@ -24,6 +24,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    union_all,
     update,
 )
 
@@ -100,21 +101,27 @@ READ = (
 )
 
 
-# Each state by itself and in the order of the index; all rows that were scheduled for one moment
-# keep their order then.
-def _due(state: State) -> Select[tuple[int]]:
+# A lease that ends later than any could was given before the clock was set back.
+_TOO_FAR = and_(_is("claimed"), outbox.c.due_at > _from_now("too_far"))
+
+
+def _due(state: State) -> Subquery:
+    # Each state by itself and in the order of the index; rows that were scheduled for one moment
+    # keep their order then.
     return (
         select(outbox.c.seq)
         .where(_is(state), outbox.c.due_at <= utc_now())
         .order_by(outbox.c.due_at, outbox.c.seq)
         .limit(PROMOTED_AT_ONCE)
+        .subquery()
     )
 
 
-DUE = (_due("claimed"), _due("waiting"))
-# A lease that ends later than any could was given before the clock was set back.
-_TOO_FAR = and_(_is("claimed"), outbox.c.due_at > _from_now("too_far"))
-TOO_FAR = select(outbox.c.seq).where(_TOO_FAR).limit(PROMOTED_AT_ONCE)
+DUE = union_all(
+    select(_due("claimed")),
+    select(_due("waiting")),
+    select(select(outbox.c.seq).where(_TOO_FAR).limit(PROMOTED_AT_ONCE).subquery()),
+)
 PROMOTE = (
     update(outbox)
     .where(

@@ -290,15 +290,11 @@ class OutboxStore:
         return insert(locks).values(name=OUTBOX_LOCK).prefix_with("IGNORE")
 
     async def _promote(self, connection: AsyncConnection) -> None:
-        # Two statements each, since MySQL has no LIMIT in a subquery.
-        overdue: list[int] = []
-        for due in statements.DUE:
-            overdue += await connection.scalars(due)
-        overdue += await connection.scalars(statements.TOO_FAR, {"too_far": 2 * self.lease_s})
-        if overdue:
-            await connection.execute(
-                statements.PROMOTE.where(self._among(overdue)), {"too_far": 2 * self.lease_s}
-            )
+        # Two statements, since MySQL has no LIMIT in the subquery of an UPDATE.
+        too_far = {"too_far": 2 * self.lease_s}
+        due = (await connection.scalars(statements.DUE, too_far)).all()
+        if due:
+            await connection.execute(statements.PROMOTE.where(self._among(due)), too_far)
 
     async def _choose(self, connection: AsyncConnection, limit: int) -> list[int]:
         chosen: list[int] = []
