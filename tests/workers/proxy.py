@@ -25,6 +25,8 @@ class Proxy:
         """How many connections there have been; a worker's first consumes, its second publishes."""
         self.held = 0
         """How many pieces have been kept back since it froze."""
+        self._lost_after = b""
+        self._asked: asyncio.StreamReader | None = None
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
@@ -45,6 +47,10 @@ class Proxy:
         for number, flowing in self._flowing.items():
             if connection in (None, number):
                 flowing.clear()
+
+    def loses_answers_to(self, request: bytes) -> None:
+        """Let the next request that holds this pass, and break all connections before an answer."""
+        self._lost_after = request
 
     def thaw(self) -> None:
         for flowing in self._flowing.values():
@@ -81,6 +87,12 @@ class Proxy:
             while chunk := await source.read(65_536):
                 self.held += not flowing.is_set()
                 await flowing.wait()
+                if self._asked is not None and self._asked is not source:
+                    self._asked = None
+                    self.cut()
+                    break
+                if self._lost_after and self._lost_after in chunk:
+                    self._lost_after, self._asked = b"", source
                 sink.write(chunk)
                 await sink.drain()
         self._writers.discard(sink)
