@@ -557,5 +557,41 @@ def test_ids_of_later_milliseconds_sort_later(monkeypatch: pytest.MonkeyPatch) -
     assert UUID(ids[0]).int >> 80 == 1_767_323_045_678
 
 
+@pytest.mark.parametrize(
+    ("body", "properties"),
+    [
+        (b"{}", Properties(message_id="m-1")),
+        (b"{}", Properties(headers={"ce-id": "m-1", "ce-type": "a.b", "ce-specversion": "1.0"})),
+        (b'{"specversion":"1.0","id":"m-1","source":"x","type":"a.b"}', STRUCTURED),
+        (
+            b'{"specversion":"1.0","id":"","source":"x","type":"a.b"}',
+            Properties(content_type=CONTENT_TYPE, message_id="m-1"),
+        ),
+    ],
+    ids=["bare", "binary", "structured", "structured without"],
+)
+def test_an_id_that_came_with_the_message_lasts(body: bytes, properties: Properties) -> None:
+    read = [Envelope.read(body, properties, "a.b") for _ in range(2)]
+    assert {envelope.id for envelope in read} == {"m-1"}
+    assert all(envelope.has_lasting_id for envelope in read)
+
+
+@pytest.mark.parametrize(
+    ("body", "properties"),
+    [
+        (b"{}", Properties(message_id="")),
+        (
+            b'{"specversion":"1.0","id":"","source":"x","type":"a.b"}',
+            Properties(content_type=CONTENT_TYPE, message_id=""),
+        ),
+    ],
+    ids=["bare", "structured"],
+)
+def test_an_id_that_was_made_up_says_so(body: bytes, properties: Properties) -> None:
+    read = [Envelope.read(body, properties, "a.b") for _ in range(2)]
+    assert len({envelope.id for envelope in read}) == 2
+    assert not any(envelope.has_lasting_id for envelope in read)
+
+
 def test_ids_are_unique() -> None:
     assert len({new_id() for _ in range(10_000)}) == 10_000

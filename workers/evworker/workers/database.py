@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 from sqlalchemy import exists, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evworker.broker import (
@@ -135,7 +136,7 @@ class Database:
             try:
                 pruned = await self.inbox.prune()
                 log.debug("inbox pruned", rows=pruned)
-            except DatabaseError as error:
+            except (DatabaseError, SQLAlchemyError) as error:  # a deadlock, say
                 log.warning("can't prune the inbox, trying again in an hour", error=str(error))
             await asyncio.sleep(_PRUNE_INTERVAL_S)
 

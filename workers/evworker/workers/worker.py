@@ -294,7 +294,7 @@ class Worker:
             try:
                 empty_checks = empty_checks + 1 if await self._is_empty() else 0
             except (BrokerError, DatabaseError):
-                empty_checks = 0  # the connection was lost; the next look waits until it is back
+                empty_checks = 0  # a connection was lost; the next look waits until it is back
         self._stop_taking()
 
     async def _is_empty(self) -> bool:
