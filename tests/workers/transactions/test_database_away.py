@@ -114,6 +114,23 @@ async def test_a_stop_hands_back_what_is_held(stage: Stage, shop: Shop, wire: Pr
     assert await stage.waiting_in(queue) == 1
 
 
+async def test_what_is_held_too_long_is_handed_back(
+    stage: Stage, shop: Shop, wire: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the broker would take it back by itself."""
+    monkeypatch.setattr("evworker.workers.inbox._LONGEST_HOLD_S", 0.2)
+    await wire.open()
+    plugin = stage.plugin(charge, OrderPlaced, transactional=True)
+    async with stage.working(plugin, database=wire.url, relay=False) as worker:
+        wire.freeze()
+        await stage.publish(OrderPlaced(order_id="42"))
+        await eventually(lambda: worker.counts.handed_back >= 1, timeout_s=30)
+        wire.thaw()
+        await eventually(lambda: worker.counts.handled == 1, timeout_s=30)
+    assert worker.counts.settled == 1
+    assert await shop.effects() == ["42"]
+
+
 @pytest.mark.parametrize("cut_before", ["a statement", "the commit"])
 async def test_a_connection_lost_in_the_middle_is_a_failed_attempt(
     stage: Stage, shop: Shop, wire: Proxy, cut_before: str

@@ -194,3 +194,10 @@ def test_a_plain_function_can_not_be_transactional() -> None:
 
         @plugin.consumer(OrderPlaced, transactional=True)
         def handle(event: OrderPlaced, ctx: Context) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "billing.charge "])
+def test_a_name_that_the_inbox_can_not_keep_is_refused(name: str) -> None:
+    plugin = Plugin("billing")
+    with pytest.raises(ConsumerError, match="the inbox keeps names"):
+        plugin.consumer(OrderPlaced, name=name, queue="charge", transactional=True)(charge)

@@ -46,6 +46,7 @@ DEFAULT_TIMEOUT_S = 300.0
 LARGEST_PREFETCH = 65_535
 """AMQP says it in 16 bits."""
 
+_LONGEST_INBOX_NAME = 255
 _PREFETCH_FOR_EACH_HANDLER = 2
 _MOST_PRIORITIES = 10
 
@@ -128,6 +129,11 @@ def declare_consumer(  # noqa: PLR0913 - what @plugin.consumer takes
         raise ConsumerError(
             f"consumer {name!r}: transactional=True needs async def; "
             "a plain function runs in a thread, which could outlive its transaction"
+        )
+    if transactional and (len(name) > _LONGEST_INBOX_NAME or name != name.rstrip()):
+        raise ConsumerError(
+            f"consumer {name[:40]!r}: the inbox keeps names of at most {_LONGEST_INBOX_NAME} "
+            "characters with no blank at the end"
         )
     event_types, patterns, takes_any = declaring.sort_out(tuple(events))
     if priorities is not None and not 2 <= priorities <= _MOST_PRIORITIES:

@@ -372,8 +372,13 @@ def _database(
         if relay:
             raise ConfigurationError("relay=True needs a database, in which the outbox is")
         return None
-    from evworker.workers.database import Database  # noqa: PLC0415 - it brings SQLAlchemy
-
+    try:
+        from evworker.workers.database import Database  # noqa: PLC0415 - it brings SQLAlchemy
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "a worker with a database needs SQLAlchemy and a driver: "
+            "pip install 'evworker[postgres]', or evworker[mysql], or evworker[sqlite]"
+        ) from error
     return Database(
         database,
         consumers,
