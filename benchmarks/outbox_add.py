@@ -1,10 +1,11 @@
 """What an event costs the transaction it is added to, beside a bare INSERT of the same row.
 
-    python benchmarks/outbox_add.py [--rounds 30] [--adds 200]
+    python -m benchmarks.outbox_add [--rounds 30] [--adds 200]
 
 On PostgreSQL, through the same session in the same transaction, which is rolled back: rounds of
 either take turns, and the medians are compared. The bare INSERT has its row ready and wakes nobody.
-The bar is 1.3 for a SQLAlchemy session; what is beneath it has less to hide behind.
+The bar is 1.3 for a SQLAlchemy session. A bare driver has less to hide an event's encoding behind:
+that takes some ten microseconds on a machine that does nothing else.
 """
 
 from __future__ import annotations

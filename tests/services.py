@@ -311,7 +311,7 @@ def start_debian_mariadb() -> None:
     if not succeeds(*as_root, "SELECT 1"):
         run("service", "mariadb", "start", timeout_s=START_TIMEOUT_S)
     for host in ("localhost", "127.0.0.1"):
-        user = f"evworker@{host}"
+        user = f"'evworker'@'{host}'"
         run(*as_root, f"CREATE USER IF NOT EXISTS {user}", timeout_s=START_TIMEOUT_S)
         run(*as_root, f"GRANT ALL ON *.* TO {user}", timeout_s=START_TIMEOUT_S)
 

@@ -69,3 +69,25 @@ def test_what_needs_a_database_says_what_to_install() -> None:
     assert failed.returncode == 1
     assert "Outbox needs SQLAlchemy" in failed.stderr
     assert "pip install 'evworker[postgres]'" in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import evworker.workers",
+        "from evworker.broker import Publisher, Event; from evworker.workers import Plugin, Worker",
+        "from evworker.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass",
+        "from evworker.cli.main import main\ntry: main(['run', '--help'])\nexcept SystemExit: pass",
+    ],
+)
+def test_without_a_database_nothing_of_one_is_loaded(program: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{program}\nimport sys; print(*sys.modules, file=sys.stderr)"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    loaded = set(ended.stderr.split())
+    assert any(name.startswith("evworker.") for name in loaded)
+    assert not {"sqlalchemy", "asyncpg", "aiomysql", "aiosqlite", "psycopg"} & loaded
+    assert not {name for name in loaded if name.startswith("evworker.broker.outbox")}
