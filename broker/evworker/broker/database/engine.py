@@ -49,6 +49,7 @@ _NO_TABLE_NUMBERS = (1054, 1146)
 _AWAY_TEXT = re.compile(
     "database is locked|unable to open database|disk is full"
     "|connection (is|was|has been) closed|connection is lost|Not connected|cannot switch to state"
+    "|released back to the pool"  # asyncpg's pool takes back a connection that it has lost
 )
 _REFUSED_TEXT = re.compile(
     'password authentication failed|(role|database) ".*" does not exist|no pg_hba.conf entry'

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from evworker.broker.database.engine import explained
 from evworker.broker.database.tables import outbox
-from evworker.broker.errors import DatabaseError, TransactionError
+from evworker.broker.errors import DatabaseError, DatabaseUnreachableError, TransactionError
 from evworker.broker.outbox.insertion import (
     When,
     driver_arguments,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     class AsyncpgConnection(Protocol):
         """asyncpg's, or one of its pool's; it doesn't say what its types are."""
 
+        def is_closed(self) -> bool: ...
         def is_in_transaction(self) -> bool: ...
         async def execute(self, query: str, *args: Any, timeout: float | None = None) -> str: ...
 
@@ -169,6 +170,10 @@ def _commits_by_itself(connection: Connection) -> bool:
 def _by_asyncpg(
     connection: AsyncpgConnection, rows: Sequence[Row], schedule: Schedule
 ) -> Awaitable[object]:
+    if connection.is_closed():
+        raise DatabaseUnreachableError(
+            "can't write to the outbox: the asyncpg connection is closed"
+        )
     if not connection.is_in_transaction():
         raise TransactionError(
             "the asyncpg connection is in no transaction, so nothing was written; write "
