@@ -162,6 +162,16 @@ class StoreMachine(RuleBasedStateMachine):
         for seq in some:
             self.rows[seq].is_over = True
 
+    @precondition(lambda self: any(row.state == "claimed" for row in self.rows.values()))
+    @rule(relay=st.integers(0, RELAYS - 1))
+    def stand_still(self, relay: int) -> None:
+        """Every relay does, for longer than its lease; the first to go on is this one."""
+        held = [row.seq for row in self.in_order() if row.state == "claimed"]
+        self.run(let_time_pass(self.engine, *held))
+        for seq in held:
+            self.rows[seq].is_over = True
+        self.claim(relay, 6)
+
     @precondition(lambda self: any(row.state == "dead" for row in self.rows.values()))
     @rule()
     def retry(self) -> None:
