@@ -34,6 +34,7 @@ from tests.broker.outbox.sessions import (
     opened_sync,
     rows_in,
 )
+from tests.waiting import eventually
 
 outbox = Outbox(source="shop")
 ORDER = OrderPlaced(order_id="42")
@@ -214,3 +215,12 @@ async def test_a_connection_that_is_lost_is_told_as_such(
     assert isinstance(told, DatabaseUnreachableError)
     assert await rows_in(engine) == []
     await engine.dispose()
+
+
+async def test_a_connection_that_is_known_to_be_lost_is_told_as_such(postgres_url: str) -> None:
+    connection = await asyncpg.connect(postgres_url)
+    await connection.transaction().start()
+    await end_sessions(postgres_url)
+    await eventually(connection.is_closed)
+    with pytest.raises(DatabaseUnreachableError, match="the asyncpg connection is closed"):
+        await outbox.add(connection, ORDER)
