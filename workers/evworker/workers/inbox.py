@@ -81,7 +81,9 @@ class Inbox:
                         self._tell(None)
                         return begun
         except TimeoutError as error:
-            raise self._unreachable(error) from error
+            late = TimeoutError(f"not within {_LONGEST_HOLD_S:g} s")
+            self._tell(late)
+            raise self._unreachable(late) from error
 
     async def _begin(self, consumer: Consumer, row: dict[str, str]) -> Transaction | None:
         if self._turn is not None:
