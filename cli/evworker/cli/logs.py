@@ -16,9 +16,9 @@ import structlog
 LogFormat = Literal["console", "json"]
 LEVELS = ("debug", "info", "warning", "error", "critical")
 
-# At DEBUG these two print message bodies and login frames, and on their own a stack for each lost
-# connection, which evworker.connection tells in one line.
-_INDISCREET = ("aio_pika", "aiormq")
+# At DEBUG these print message bodies, login frames, and statements with what is in them; and on
+# their own a stack for each lost connection, which evworker tells in one line.
+_INDISCREET = ("aio_pika", "aiormq", "aiosqlite", "aiomysql", "asyncpg", "sqlalchemy.pool")
 
 Processor = Callable[[Any, str, MutableMapping[str, Any]], Any]
 

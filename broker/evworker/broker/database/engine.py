@@ -8,6 +8,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 from sqlalchemy import event
@@ -58,6 +59,7 @@ _REFUSED_TEXT = re.compile(
 _NO_TABLE_TEXT = re.compile("no such table|no such column|has no column named")
 
 _BUSY_TIMEOUT_MS = 10_000
+_ENDS_WITHIN_S = 1.0
 
 
 def open_engine(url: str, *, connections: int = 5) -> AsyncEngine:
@@ -68,7 +70,10 @@ def open_engine(url: str, *, connections: int = 5) -> AsyncEngine:
     """
     address = _with_driver(url)
     if address.get_backend_name() == "sqlite":
-        engine = create_async_engine(address, connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000})
+        engine = create_async_engine(
+            address,
+            connect_args={"timeout": _BUSY_TIMEOUT_MS / 1000, "async_creator_fn": _open_sqlite},
+        )
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         return engine
     return create_async_engine(
@@ -119,6 +124,23 @@ def _with_driver(url: str) -> URL:
         )
     scheme = "postgresql" if scheme == "postgres" else scheme
     return address.set(drivername=f"{scheme}+{driver}")
+
+
+async def _open_sqlite(*arguments: Any, **options: Any) -> Any:
+    """A connection of aiosqlite; one that can't be opened leaves no thread behind.
+
+    Such a thread would tell the loop that it has ended, and complain on stderr if that has gone.
+    """
+    import aiosqlite  # noqa: PLC0415 - as a driver it is loaded only by who takes it
+
+    connection: Any = aiosqlite.connect(*arguments, **options)
+    thread = connection if isinstance(connection, Thread) else connection._thread  # noqa: SLF001
+    thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        await asyncio.to_thread(thread.join, _ENDS_WITHIN_S)
+        raise
 
 
 def _prepare_sqlite(connection: object, _record: object) -> None:
