@@ -60,6 +60,12 @@ class BrokerFailedError(VerbError):
     code = BROKER
 
 
+class DatabaseFailedError(VerbError):
+    """The database failed in the middle of the work; the message says how far it came."""
+
+    code = DATABASE
+
+
 def exit_code_of(command: Callable[[], Any]) -> int:
     """Run the command; report whatever it raises, and return the exit code for it."""
     try:
@@ -111,7 +117,11 @@ def _reported_below(error: Exception) -> int:
         MessageTooLargeError,
         QueueNotFoundError,
     )
+    from evworker.broker.errors import DatabaseError
 
+    if (driver := _of_a_driver(error)) is not None:
+        say(f"error: the database refused: {driver}")
+        return DATABASE
     if not isinstance(error, EvworkerError):
         traceback.print_exception(error)
         say("error: this is a fault in evworker itself; please report it with the lines above")
@@ -122,7 +132,18 @@ def _reported_below(error: Exception) -> int:
             return USAGE
         case BrokerError() if not isinstance(error, QueueNotFoundError):
             return BROKER
+        case DatabaseError():
+            return DATABASE
     return FOUND_SOMETHING
+
+
+def _of_a_driver(error: Exception) -> BaseException | None:
+    """What a database has answered, if that is it: no room, no permission, a read-only replica."""
+    if "sqlalchemy" not in sys.modules:
+        return None
+    from sqlalchemy.exc import DBAPIError
+
+    return error.orig if isinstance(error, DBAPIError) else None
 
 
 def forget_stdout() -> None:

@@ -21,6 +21,11 @@ VERBS = {
     "run": ("evworker.cli.run", "run", "Run plugins: feed their consumers until told to stop."),
     "publish": ("evworker.cli.publish", "publish", "Publish an event, or a stream of them."),
     "dlq": ("evworker.cli.dlq", "dlq", "Dead letters: look, replay, edit, move, purge."),
+    "outbox": (
+        "evworker.cli.outbox",
+        "outbox",
+        "Events that wait in a database: tables, relay, dead rows.",
+    ),
     "topology": (
         "evworker.cli.topology",
         "topology",
@@ -29,7 +34,7 @@ VERBS = {
     "doctor": (
         "evworker.cli.doctor",
         "doctor",
-        "Whether broker and plugins can keep the promises; each fix.",
+        "Whether broker, database and plugins can keep the promises.",
     ),
     "tap": ("evworker.cli.tap", "tap", "Watch events go by; nobody receives less for it."),
     "demo": ("evworker.cli.demo", "demo", "An event's whole way on a real broker, narrated."),

@@ -10,6 +10,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_BROKER_URL = "amqp://localhost"
+DEFAULT_INBOX_WINDOW = "7d"
 
 
 def comma_list(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -52,6 +53,50 @@ def broker_url(command: F) -> F:
         show_default=True,
         help="The broker: amqp://user:password@host[:port][,host…]/vhost, or amqps://.",
     )(command)
+
+
+def database_url(command: F) -> F:
+    return click.option(
+        "-d",
+        "--database-url",
+        metavar="URL",
+        envvar="EVWORKER_DATABASE_URL",
+        help="The database of outbox and inbox: postgresql://user:password@host/name, mysql://…, "
+        "or sqlite:///file.db.",
+    )(command)
+
+
+def inbox_window(help_text: str) -> Callable[[F], F]:
+    """`--inbox-window`, handed over in seconds; what it is needed for differs by verb."""
+    return click.option(
+        "--inbox-window",
+        "inbox_window_s",
+        type=seconds,
+        metavar="DURATION",
+        envvar="EVWORKER_INBOX_WINDOW",
+        default=DEFAULT_INBOX_WINDOW,
+        show_default=True,
+        help=help_text,
+    )
+
+
+def logging(command: F) -> F:
+    """`--log-format` and `--log-level`, for the verbs that run until they are stopped."""
+    level = click.option(
+        "-l",
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+        default="info",
+        show_default=True,
+        help="debug has a line for each success, warning begins with retries, error with what "
+        "failed for good.",
+    )
+    log_format = click.option(
+        "--log-format",
+        type=click.Choice(["console", "json"]),
+        help="Lines for people or for machines.  [default: console on a terminal, else json]",
+    )
+    return log_format(level(command))
 
 
 def exchange(command: F) -> F:

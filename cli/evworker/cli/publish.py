@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from evworker.cli import interrupts, options
-from evworker.cli.failures import BrokerFailedError, UsageError, WrongError, say
+from evworker.cli import database, interrupts, options
+from evworker.cli.failures import (
+    BrokerFailedError,
+    DatabaseFailedError,
+    UsageError,
+    WrongError,
+    say,
+)
 from evworker.cli.json_input import (
     LONGEST_LINE_BYTES,
     fault_of,
@@ -23,8 +30,11 @@ from evworker.cli.rendering import counted, show_json_line
 from evworker.cli.settings import Verb, did_you_mean
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     from evworker.broker import Envelope, Event, Publisher
-    from evworker.cli.sending import Bar
+    from evworker.cli.sending import Bar, Window
+    from evworker.cli.writing import Batches
 
 SOURCE = "evworker/publish"
 
@@ -40,7 +50,13 @@ class _Request:
     count: int
     rate: float | None
     event_types: Mapping[str, type[Event]]
+    via_outbox: bool
     as_json: bool
+
+    @property
+    def done(self) -> str:
+        """What happens to the events here, for people and as the name of a field."""
+        return "written" if self.via_outbox else "published"
 
     def envelope(self, body: bytes) -> Envelope:
         """The data in an envelope of its own, valid as far as its type is known.
@@ -103,8 +119,15 @@ class _Request:
 )
 @options.broker_url
 @options.exchange
+@click.option(
+    "--via-outbox",
+    is_flag=True,
+    help="Write into the outbox of the database instead; a relay publishes from there.",
+)
+@options.database_url
 @options.as_json(
-    "One JSON object: 'id', 'topic'; for several events 'published', 'refused', 'seconds'."
+    "One JSON object: 'id', 'topic'; for several events 'published', 'refused', 'seconds', and "
+    "with --via-outbox 'written' instead of 'published'."
 )
 def publish(  # noqa: PLR0917 - click hands them over by name
     topic: str | None,
@@ -118,6 +141,8 @@ def publish(  # noqa: PLR0917 - click hands them over by name
     rate: float | None,
     broker_url: str,
     exchange: str,
+    via_outbox: bool,
+    database_url: str | None,
     as_json: bool,
 ) -> None:
     """Publish an event, or a stream of them; done means that the broker has them on disk.
@@ -127,6 +152,9 @@ def publish(  # noqa: PLR0917 - click hands them over by name
 
     Of a stream, lines that are no valid events are told on stderr, the others are published, and
     the exit code is 1.
+
+    With --via-outbox done means committed in the outbox, the broker need not be there, and a stream
+    is committed every few hundred events.
 
     \b
     evworker publish orders.placed '{"order_id": "42", "total": "9.90"}' -A shop.billing
@@ -145,12 +173,14 @@ def publish(  # noqa: PLR0917 - click hands them over by name
         count=count,
         rate=rate,
         event_types=_event_types(app, topic),
+        via_outbox=via_outbox,
         as_json=as_json,
     )
+    way = _outbox(database_url) if via_outbox else _broker(broker_url, exchange)
     if ndjson is not None:
-        publishing = _publish_stream(broker_url, exchange, request, ndjson)
+        publishing = _publish_stream(way, request, ndjson)
     else:
-        publishing = _publish_data(broker_url, exchange, request, *read_data(data))
+        publishing = _publish_data(way, request, *read_data(data))
     interrupts.run(publishing)
 
 
@@ -183,11 +213,30 @@ def _event_types(app: tuple[str, ...], topic: str | None) -> Mapping[str, type[E
     return event_types
 
 
-async def _publish_data(
-    broker_url: str, exchange: str, request: _Request, body: bytes, name: str
-) -> None:
+Way = AbstractAsyncContextManager["Publisher | AsyncEngine"]
+
+
+@asynccontextmanager
+async def _broker(broker_url: str, exchange: str) -> AsyncIterator[Publisher]:
+    from evworker.broker import Publisher
+
+    async with Publisher(broker_url, exchange=exchange, source=SOURCE) as publisher:
+        yield publisher
+
+
+@asynccontextmanager
+async def _outbox(database_url: str | None) -> AsyncIterator[AsyncEngine]:
+    async with database.opened(database_url) as engine:
+        from evworker.broker.database.schema import check_tables
+
+        # Before anything is read: stdin can't be read twice.
+        await check_tables(engine)
+        yield engine
+
+
+async def _publish_data(way: Way, request: _Request, body: bytes, name: str) -> None:
     """Publish what DATA means, `--count` times."""
-    from evworker.broker import EventError, Publisher
+    from evworker.broker import EventError
     from evworker.cli.sending import Bar
 
     try:
@@ -196,13 +245,12 @@ async def _publish_data(
         fault = fault_of(body)
         message = f"{name} is {fault}" if fault else f"{error}; nothing was published"
         raise UsageError(message) from error
-    async with Publisher(broker_url, exchange=exchange, source=SOURCE) as publisher:
+    async with way as target:
         if request.count == 1:
-            await publisher.publish_envelope(envelope, priority=request.priority)
-            _show_published(envelope, request)
+            await _publish_one(target, envelope, request)
             return
         with Bar(request.count) as bar:
-            sent = _Stream(request, publisher, bar)
+            sent = _Stream(request, target, bar)
             for number in range(1, request.count + 1):
                 await sent.publish(number, body)
                 bar.advance(1, sent.published)
@@ -210,15 +258,31 @@ async def _publish_data(
     sent.show_summary()
 
 
-async def _publish_stream(broker_url: str, exchange: str, request: _Request, name: str) -> None:
-    """Publish each line of a file or a pipe."""
+async def _publish_one(
+    target: Publisher | AsyncEngine, envelope: Envelope, request: _Request
+) -> None:
     from evworker.broker import Publisher
+
+    if isinstance(target, Publisher):
+        await target.publish_envelope(envelope, priority=request.priority)
+    else:
+        window = _window(target, request, refuse=_refuse_it)
+        await window.publish(1, envelope)
+        await window.drained()
+    if request.as_json:
+        show_json_line({"id": envelope.id, "topic": envelope.topic})
+    else:
+        click.echo(f"{envelope.id}  {envelope.topic}")
+
+
+async def _publish_stream(way: Way, request: _Request, name: str) -> None:
+    """Publish each line of a file or a pipe."""
     from evworker.cli.sending import Bar
 
     descriptor, size = open_stream(name)
-    async with Publisher(broker_url, exchange=exchange, source=SOURCE) as publisher:
+    async with way as target:
         with Bar(size) as bar:
-            sent = _Stream(request, publisher, bar)
+            sent = _Stream(request, target, bar)
             try:
                 async for line in read_lines(descriptor):
                     await sent.publish(line.number, line.body)
@@ -226,7 +290,7 @@ async def _publish_stream(broker_url: str, exchange: str, request: _Request, nam
             except asyncio.CancelledError:
                 # Ctrl-C: what is on its way is awaited, so that the number is true.
                 await sent.finished()
-                say(f"interrupted; {counted(sent.published, 'event')} published")
+                say(f"interrupted; {counted(sent.published, 'event')} {request.done}")
                 raise
             except OSError as error:
                 raise UsageError(f"can't read {name!r}: {error.strerror}") from error
@@ -234,21 +298,36 @@ async def _publish_stream(broker_url: str, exchange: str, request: _Request, nam
     sent.show_summary()
 
 
+def _window(
+    target: Publisher | AsyncEngine,
+    request: _Request,
+    refuse: Callable[[int, Exception], None],
+) -> Window | Batches:
+    from evworker.broker import Publisher
+
+    if isinstance(target, Publisher):
+        from evworker.cli.sending import Window
+
+        return Window(target, priority=request.priority, rate=request.rate, refuse=refuse)
+    from evworker.cli.writing import Batches
+
+    return Batches(target, priority=request.priority, rate=request.rate, refuse=refuse)
+
+
+def _refuse_it(_number: int, error: Exception) -> None:
+    raise error
+
+
 class _Stream:
     """Many events on their way to the broker, and the account of them."""
 
-    def __init__(self, request: _Request, publisher: Publisher, bar: Bar) -> None:
-        from evworker.cli.sending import Window
-
+    def __init__(self, request: _Request, target: Publisher | AsyncEngine, bar: Bar) -> None:
         self._request = request
         self._bar = bar
         self._started = time.monotonic()
         self._refused = 0
-        self._window = Window(
-            publisher,
-            priority=request.priority,
-            rate=request.rate,
-            refuse=lambda number, error: self._refuse(number, str(error)),
+        self._window = _window(
+            target, request, refuse=lambda number, error: self._refuse(number, str(error))
         )
 
     @property
@@ -258,6 +337,7 @@ class _Stream:
     async def publish(self, number: int, body: bytes | None) -> None:
         """Start to publish it once there is room, or tell why it is no event."""
         from evworker.broker import BrokerError, EventError
+        from evworker.broker.errors import DatabaseError
 
         if body is None:
             self._refuse(number, f"longer than {LONGEST_LINE_BYTES:,} bytes")
@@ -269,40 +349,41 @@ class _Stream:
             return
         try:
             await self._window.publish(number, envelope)
-        except BrokerError:
+        except (BrokerError, DatabaseError):
             await self.finished()
 
     async def finished(self) -> None:
-        """Await the confirms that are still out; tells how far it came when the broker failed."""
+        """Await what is still out; tells how far it came when the broker or database failed."""
         from evworker.broker import BrokerError
+        from evworker.broker.errors import DatabaseError
 
+        window = self._window
         try:
-            await self._window.drained()
-        except BrokerError as error:
-            raise BrokerFailedError(
-                f"{error}\n{counted(self.published, 'event')} published before; "
-                f"go on with number {self._window.first_unconfirmed}"
-            ) from error
+            await window.drained()
+        except (BrokerError, DatabaseError) as error:
+            failure = BrokerFailedError if isinstance(error, BrokerError) else DatabaseFailedError
+            text = f"{error}\n{counted(self.published, 'event')} {self._request.done} before; "
+            if uncertain := getattr(window, "uncertain", 0):
+                text += f"the next {uncertain:,} may be {self._request.done} as well, or not; "
+            raise failure(f"{text}go on with number {window.first_unconfirmed}") from error
 
     def show_summary(self) -> None:
         """The result on stdout; raises WrongError when something was refused."""
         seconds = time.monotonic() - self._started
         if self._request.as_json:
-            result = {"published": self.published, "refused": self._refused, "seconds": seconds}
+            result = {
+                self._request.done: self.published,
+                "refused": self._refused,
+                "seconds": seconds,
+            }
             show_json_line(result)
         else:
             rate = f", {self.published / seconds:,.0f} a second" if self.published else ""
-            click.echo(f"published {counted(self.published, 'event')} in {seconds:.1f} s{rate}")
+            events = counted(self.published, "event")
+            click.echo(f"{self._request.done} {events} in {seconds:.1f} s{rate}")
         if self._refused:
             raise WrongError(f"{counted(self._refused, 'line')} refused; each is told above")
 
     def _refuse(self, number: int, reason: str) -> None:
         self._refused += 1
         self._bar.say(f"line {number}: {reason}")
-
-
-def _show_published(envelope: Envelope, request: _Request) -> None:
-    if request.as_json:
-        show_json_line({"id": envelope.id, "topic": envelope.topic})
-    else:
-        click.echo(f"{envelope.id}  {envelope.topic}")

@@ -63,6 +63,20 @@ def clock_time(time: datetime | None) -> str:
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else "-"
 
 
+def age(seconds: float) -> str:
+    """``12d 4h``, ``3m 20s``, ``0.4s``: as much as a person wants to know."""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f}".removesuffix(".0") + "s"
+    left, told = round(seconds), []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        number, left = divmod(left, length)
+        if number:
+            told.append(f"{number:,}{unit}")
+        elif told:
+            break
+    return " ".join(told[:2])
+
+
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """``1 queue``, ``1,200 queues``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from evworker.cli import options
+from evworker.cli import database, options
 from evworker.cli.failures import FOUND_SOMETHING
 from evworker.cli.settings import Verb
 
@@ -76,19 +76,18 @@ COUNT = click.IntRange(min=1)
     show_default=True,
     help="How long running handlers may take to end after SIGTERM or SIGINT.",
 )
+@options.database_url
 @click.option(
-    "--log-format",
-    type=click.Choice(["console", "json"]),
-    help="Lines for people or for machines.  [default: console on a terminal, else json]",
+    "--relay/--no-relay",
+    "with_relay",
+    default=None,
+    help="Also publish what waits in the outbox.  [default: yes if there is a database]",
 )
-@click.option(
-    "-l",
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
-    default="info",
-    show_default=True,
-    help="debug has a line for each success, warning begins with retries, error with dead letters.",
+@options.inbox_window(
+    "How long a transactional consumer remembers what it has applied; an event that comes again "
+    "later is applied again."
 )
+@options.logging
 def run(  # noqa: PLR0917 - click hands them over by name
     plugins: tuple[str, ...],
     app: tuple[str, ...],
@@ -101,6 +100,9 @@ def run(  # noqa: PLR0917 - click hands them over by name
     burst: bool,
     max_events: int | None,
     shutdown_timeout_s: float,
+    database_url: str | None,
+    with_relay: bool | None,
+    inbox_window_s: float,
     log_format: LogFormat | None,
     log_level: str,
 ) -> None:
@@ -113,11 +115,18 @@ def run(  # noqa: PLR0917 - click hands them over by name
     started goes back to its queue. A second signal stops it at once; nothing is lost, what was
     running is delivered again.
 
+    Transactional consumers need a database. With one, the worker also publishes what waits in its
+    outbox, unless --no-relay is given.
+
     \b
     evworker run shop.billing shop.notifications
     evworker run shop.billing -Q billing.charge -c 20
     evworker run shop.billing --burst
     """  # noqa: D301 - click reads \b
+    if database_url:
+        database.check_installed(database_url)
+    elif with_relay:
+        database.named(database_url)
     from evworker.cli.loading import load
     from evworker.cli.logs import configure_logs
     from evworker.workers import Worker, delivery_log_fields
@@ -135,6 +144,9 @@ def run(  # noqa: PLR0917 - click hands them over by name
         burst=burst,
         max_events=max_events,
         shutdown_timeout_s=shutdown_timeout_s,
+        database=database_url,
+        inbox_window=inbox_window_s,
+        relay=with_relay,
     )
     try:
         asyncio.run(_work(worker))

@@ -3,7 +3,8 @@
 ::
 
     [tool.evworker]
-    broker-url = "amqp://localhost"      # for every verb that has it: broker-url, app, exchange
+    broker-url = "amqp://localhost"      # for every verb that has it: broker-url, database-url,
+    database-url = "sqlite:///shop.db"   # inbox-window, app, exchange
     app = ["shop.billing", "shop.notifications"]
 
     [tool.evworker.run]                  # for one verb: its options, by their long names
@@ -26,7 +27,7 @@ import click
 
 from evworker.cli.failures import UsageError
 
-SHARED = ("broker-url", "app", "exchange")
+SHARED = ("broker-url", "database-url", "inbox-window", "app", "exchange")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def audited(action: Action, queue: str, **details: object) -> Iterator[Account]:
             log.info(
                 _DONE[action],
                 action=action,
-                who=_who(),
+                who=who(),
                 queue=queue,
                 count=account.count,
                 outcome=account.outcome,
@@ -66,7 +66,7 @@ def audited(action: Action, queue: str, **details: object) -> Iterator[Account]:
             )
 
 
-def _who() -> str:
+def who() -> str:
     """The login and the host; by the system's own word, not the environment's."""
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
