@@ -1,4 +1,4 @@
-"""`evworker doctor`: can this broker and these plugins keep the promises, and what to do if not."""
+"""`evworker doctor`: can broker, database and plugins keep the promises, and what if not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from evworker.cli import interrupts, options
+from evworker.cli import database, interrupts, options
 from evworker.cli.failures import WrongError
 from evworker.cli.rendering import counted, on_terminal, printable, show_json
 from evworker.cli.settings import Verb
@@ -31,18 +31,30 @@ _COLOURS = {"ok": "green", "note": "cyan", "warning": "yellow", "problem": "red"
     help="The broker's consumer_timeout, which it tells nobody: after that long it takes back what "
     "is not acked. 0 if it has none.",
 )
+@options.database_url
+@options.inbox_window("How long transactional consumers remember what they have applied.")
 @options.as_json(
     "An array of 'level' (ok, note, warning, problem), 'check', 'subject', 'found', 'fix'."
 )
 def doctor(
-    app: tuple[str, ...], broker_url: str, exchange: str, ack_timeout: float, as_json: bool
+    app: tuple[str, ...],
+    broker_url: str,
+    exchange: str,
+    ack_timeout: float,
+    database_url: str | None,
+    inbox_window_s: float,
+    as_json: bool,
 ) -> None:
-    """Whether this broker and these plugins can keep the promises, and what to do if not.
+    """Whether broker, database and plugins can keep the promises, and what to do if not.
 
-    Connects and looks, over AMQP alone; nothing on the broker is changed. Exits with 1 when there
-    is a problem. Warnings and notes alone are 0.
+    Connects and looks, over AMQP and SQL alone; nothing is changed. Exits with 1 when there is a
+    problem. Warnings and notes alone are 0.
     """
-    found = interrupts.run(_examine(broker_url, app, exchange, ack_timeout or None))
+    if database_url:
+        database.check_installed(database_url)
+    found = interrupts.run(
+        _examine(broker_url, app, exchange, ack_timeout or None, database_url, inbox_window_s)
+    )
     if as_json:
         show_json([_fields(finding) for finding in found])
     else:
@@ -55,7 +67,12 @@ def doctor(
 
 
 async def _examine(
-    broker_url: str, app: tuple[str, ...], exchange: str, ack_timeout_s: float | None
+    broker_url: str,
+    app: tuple[str, ...],
+    exchange: str,
+    ack_timeout_s: float | None,
+    database_url: str | None,
+    inbox_window_s: float,
 ) -> list[Finding]:
     from evworker.broker import Connection
     from evworker.cli.loading import load
@@ -65,7 +82,14 @@ async def _examine(
     configure_logs("warning", "console")
     plugins = load(app, plugins_expected=True).plugins
     async with Connection(broker_url, name="evworker doctor") as connection:
-        return await examine(plugins, connection, exchange, ack_timeout_s=ack_timeout_s)
+        return await examine(
+            plugins,
+            connection,
+            exchange,
+            ack_timeout_s=ack_timeout_s,
+            database=database_url,
+            inbox_window_s=inbox_window_s,
+        )
 
 
 def _show(found: Iterable[Finding]) -> None:

@@ -172,6 +172,13 @@ def test_a_budget_of_time_ends_it_before_the_attempts_do() -> None:
     assert retry.decide(ValueError(), failed_attempts=2, failing_for_s=31).what == "dead-letter"
 
 
+def test_the_horizon_is_all_waits_at_their_longest() -> None:
+    assert Retry("1s", "5s").horizon_s == 6.0
+    assert Retry("10s", "20s", jitter=0.5).horizon_s == 45.0
+    assert Retry("1m", "1m", within="90s").horizon_s == 90.0
+    assert Retry().horizon_s == 0.0
+
+
 def test_handlers_and_policies_decide_the_end() -> None:
     retry = Retry("1s", discard_on=KeyError)
     whats = [

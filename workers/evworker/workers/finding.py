@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -10,9 +10,12 @@ from evworker.broker.topology import quarantine_queue, unrouted_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from evworker.broker import BrokerAddress, BrokerVersion, Difference, Topology
+    from evworker.broker.errors import DatabaseError
     from evworker.broker.inspection import QueueCounts, Refusal
+    from evworker.broker.outbox.operating import OutboxStatus
     from evworker.workers.consumer import Consumer
 
 Level = Literal["ok", "note", "warning", "problem"]
@@ -32,6 +35,9 @@ Check = Literal[
     "prefetch",
     "priorities",
     "shared-queue",
+    "database",
+    "outbox",
+    "inbox",
     "unseen",
 ]
 
@@ -56,6 +62,15 @@ class Finding:
     """What to type or to change; empty where there is nothing to do."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseSeen:
+    """A database that was looked at: how its outbox stands, or what is wrong with it."""
+
+    address: str
+    outbox: OutboxStatus | None = None
+    fault: DatabaseError | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observed:
     """All that was gathered, so that what follows from it is a pure function."""
@@ -75,6 +90,12 @@ class Observed:
     """Whether the broker reads what is published; short of memory or disk space it does not."""
     ack_timeout_s: float | None
     """What the broker's consumer_timeout is said to be; None where it has none."""
+    database: DatabaseSeen | None = None
+    """None where none was named."""
+    inbox_window_s: float = 0.0
+    """How long the workers' inboxes are said to remember."""
+    oldest_letters: Mapping[str, datetime] = field(default_factory=dict)
+    """When the oldest letter died, of the dead-letter queues of transactional consumers."""
 
     @cached_property
     def states(self) -> dict[tuple[str, str], str]:

@@ -75,6 +75,15 @@ class Retry:
         """Every delay that a message can really be given, jitter included, in seconds."""
         return tuple(sorted({wait for delay in self.delays_s for wait in self._spread(delay)}))
 
+    @property
+    def horizon_s(self) -> float:
+        """How long after its first failure the last attempt may begin, in seconds.
+
+        Waits that a handler asks for with RetryAfter are not in it.
+        """
+        total_s = sum(max(self._spread(delay)) for delay in self.delays_s)
+        return total_s if self.within_s is None else min(total_s, self.within_s)
+
     def decide(
         self, error: BaseException, *, failed_attempts: int, failing_for_s: float = 0.0
     ) -> Decision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,7 @@ import click
 from evworker.cli import interrupts, options
 from evworker.cli.dlq import looking, selection
 from evworker.cli.failures import WrongError, say
-from evworker.cli.rendering import counted, show_json_line
+from evworker.cli.rendering import age, counted, show_json_line
 from evworker.cli.settings import Verb
 
 if TYPE_CHECKING:
@@ -27,18 +28,23 @@ if TYPE_CHECKING:
     help="At most so many letters a second, spread evenly.",
 )
 @click.option("--to", metavar="NAME", help="Put them into this queue instead of their own.")
+@options.inbox_window(
+    "How long transactional consumers remember what they have applied; of older letters you are "
+    "warned. 0 for no warning."
+)
 @selection.dry_run
 @options.broker_url
 @options.as_json(
     "One JSON object: 'dead_letter_queue', 'to', 'filter', 'waiting', 'matched' (of a dry run, "
     "else null), 'replayed', 'hopeless', 'failed_again', 'stopped', 'seconds', 'dry_run'."
 )
-def replay(
+def replay(  # noqa: PLR0917 - click hands them over by name
     queue: str,
     letters: LetterFilter,
     limit: int | None,
     rate: float | None,
     to: str | None,
+    inbox_window_s: float,
     dry_run: bool,
     broker_url: str,
     as_json: bool,
@@ -60,8 +66,9 @@ def replay(
     if dry_run:
         survey = interrupts.run(looking.survey(broker_url, name, letters, limit))
         _show_plan(name, target, letters, survey, as_json=as_json)
+        _warn_of_forgotten(survey.oldest, inbox_window_s)
         return
-    done = interrupts.run(_replay(broker_url, name, letters, limit, rate, target))
+    done = interrupts.run(_replay(broker_url, name, letters, limit, rate, target, inbox_window_s))
     _show_result(done, letters, as_json=as_json)
     if done.was_stopped:
         raise WrongError(
@@ -77,11 +84,15 @@ async def _replay(
     limit: int | None,
     rate: float | None,
     to: str,
+    inbox_window_s: float,
 ) -> Replay:
-    from evworker.broker import count_messages, replay_dead_letters
+    from evworker.broker import browse_dead_letters, count_messages, replay_dead_letters
     from evworker.cli.sending import Bar
 
     async with selection.connected(broker_url, changes=True) as connection:
+        # They lie there in the order in which they died.
+        for oldest in await browse_dead_letters(connection, name, 1, letters):
+            _warn_of_forgotten(oldest.died_at, inbox_window_s)
         waiting = await count_messages(connection, name) or 0
         total = min(limit or waiting, waiting) if letters.is_everything else limit
         with Bar(total, doing="replaying", things="letters") as bar:
@@ -143,6 +154,19 @@ def _fields(name: str, to: str, letters: LetterFilter, waiting: int) -> dict[str
         "seconds": 0.0,
         "dry_run": True,
     }
+
+
+def _warn_of_forgotten(oldest: datetime | None, inbox_window_s: float) -> None:
+    """An inbox can tell that an event was applied only while it remembers it."""
+    if not (oldest and inbox_window_s):
+        return
+    age_s = (datetime.now(UTC) - oldest).total_seconds()
+    if age_s > inbox_window_s:
+        say(
+            f"warning: the oldest of them failed {age(age_s)} ago, but inboxes remember "
+            f"{age(inbox_window_s)} (--inbox-window): where a transactional consumer applied "
+            "another copy of such a message before that, it will apply this one as well"
+        )
 
 
 def _tell_hopeless(hopeless: int) -> None:
