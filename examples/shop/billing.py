@@ -1,6 +1,9 @@
 """Billing charges what is ordered, and pays back what is cancelled.
 
-evworker run shop.billing
+    evworker run shop.billing
+
+Its handlers are transactional: what they write into the database, what they publish, and the note
+that this event was applied are committed together, once for each event, however often it comes.
 """
 
 from collections.abc import AsyncIterator
@@ -11,7 +14,8 @@ from zlib import crc32
 import structlog
 
 from evworker.workers import Context, Plugin, Retry
-from shop.events import OrderCancelled, OrderPlaced, PaymentProcessed, PaymentRefunded, id_of
+from shop.events import OrderCancelled, OrderPlaced, PaymentProcessed, PaymentRefunded
+from shop.tables import Payment
 
 log = structlog.get_logger("shop.billing")
 
@@ -37,16 +41,18 @@ class Gateway:
         self.charged: dict[str, Decimal] = {}
         self.refunded: dict[str, Decimal] = {}
 
-    async def charge(self, order_id: str, amount: Decimal, *, attempt: int) -> None:
+    # A transaction can't take back what a bank has done. So banks take a key: what comes again
+    # under the same one was done already, and is only confirmed.
+
+    async def charge(self, key: str, order_id: str, amount: Decimal, *, attempt: int) -> None:
         if attempt == 1 and crc32(order_id.encode()) % 10 == 0:
             raise GatewayTimeout(f"no answer for order {order_id}")
         if amount > self.CARD_LIMIT:
             raise CardDeclined(f"{amount} is over the card's limit of {self.CARD_LIMIT}")
-        # The order id is the idempotency key: charging an order twice charges it once.
-        self.charged[order_id] = amount
+        self.charged.setdefault(key, amount)
 
-    async def refund(self, cancellation_id: str, amount: Decimal) -> None:
-        self.refunded[cancellation_id] = amount
+    async def refund(self, key: str, amount: Decimal) -> None:
+        self.refunded.setdefault(key, amount)
 
 
 @asynccontextmanager
@@ -70,33 +76,39 @@ billing = Plugin("billing", lifespan=gateway)
 patience = Retry("1s", "5s", "30s", give_up_on=(CardDeclined, NoCustomer))
 
 
-@billing.consumer(OrderPlaced, retry=patience)
+@billing.consumer(OrderPlaced, retry=patience, transactional=True)
 async def charge(event: OrderPlaced, ctx: Context) -> None:
     if event.customer_id is None:
         raise NoCustomer(f"order {event.order_id} over {event.total} names no customer")
     till: Gateway = ctx.state
-    await till.charge(event.order_id, event.total, attempt=ctx.attempt)
+    await till.charge(ctx.idempotency_key, event.order_id, event.total, attempt=ctx.attempt)
+    ctx.session.add(
+        Payment(order_number=event.order_id, customer_id=event.customer_id, amount=event.total)
+    )
     await ctx.publish(
         PaymentProcessed(
             order_id=event.order_id, customer_id=event.customer_id, amount=event.total
         ),
-        id=id_of(f"payment for {event.order_id}"),
         key=event.order_id,
     )
 
 
-@billing.consumer(OrderCancelled, retry=patience)
+@billing.consumer(OrderCancelled, retry=patience, transactional=True)
 async def refund(event: OrderCancelled, ctx: Context) -> None:
     if event.customer_id is None:
         raise NoCustomer(f"cancellation {event.cancellation_id} names no customer")
     till: Gateway = ctx.state
-    await till.refund(event.cancellation_id, event.total)
+    await till.refund(ctx.idempotency_key, event.total)
+    ctx.session.add(
+        Payment(
+            order_number=event.cancellation_id, customer_id=event.customer_id, amount=-event.total
+        )
+    )
     await ctx.publish(
         PaymentRefunded(
             cancellation_id=event.cancellation_id,
             customer_id=event.customer_id,
             amount=event.total,
         ),
-        id=id_of(f"refund for {event.cancellation_id}"),
         key=event.cancellation_id,
     )
