@@ -135,10 +135,14 @@ async def test_a_refused_row_is_dead_after_attempts_and_time_and_can_be_retried(
     await eventually(lambda: relay.counts.dead == 1)
     (dead,) = await dead_rows(postgres)
     assert (dead.seq, dead.attempts, dead.key) == (seq, 4, "a")
-    assert await states(postgres) == {seq: "dead", behind: "ready"}
+    await eventually(lambda: are(postgres, {seq: "dead", behind: "ready"}))
     await full.purge()
     assert await retry_dead(postgres) == 1
     await eventually(lambda: relay.counts.sent == 2)
+
+
+async def are(engine: AsyncEngine, expected: dict[int, str]) -> bool:
+    return await states(engine) == expected
 
 
 async def is_in(engine: AsyncEngine, seq: int, state: str) -> bool:

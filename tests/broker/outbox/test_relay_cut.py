@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evworker.broker import BrokerUnreachableError, DatabaseUnreachableError
 from evworker.broker.database.tables import outbox
-from evworker.broker.outbox import relay as relay_room
+from evworker.broker.outbox import patience
 from evworker.broker.outbox.operating import outbox_status
 from evworker.broker.outbox.relay import Relay
 from tests.broker.conftest import Bind, Take
@@ -57,7 +57,7 @@ async def test_a_database_that_goes_away_is_waited_for(
         await proxy.refuse()
         proxy.cut()
         await write(server, "a", "a", order_id="2")
-        await eventually(lambda: relay._database_is_away)  # noqa: SLF001 - it says so in the log only
+        await eventually(lambda: relay._patience.database_is_away)  # noqa: SLF001 - it says so in the log only
         assert await arrivals.look() == ["1"]
         await proxy.open()
         await eventually(lambda: relay.counts.sent == 3, timeout_s=20)
@@ -79,7 +79,7 @@ async def test_what_is_confirmed_while_the_database_is_away_is_settled_later(
         await database.refuse()
         database.cut()
         proxy.release()
-        await eventually(lambda: relay._database_is_away)  # noqa: SLF001
+        await eventually(lambda: relay._patience.database_is_away)  # noqa: SLF001
         await database.open()
         await eventually(lambda: is_empty(postgres), timeout_s=20)
         assert await arrivals.look() == ["1", "1"]  # once each
@@ -115,7 +115,7 @@ async def test_a_broker_that_goes_away_costs_no_row_an_attempt(
     proxy.refuse()
     proxy.cut()
     await write(postgres, "a", "a", None, order_id="2")
-    await eventually(lambda: relay._broker_is_away)  # noqa: SLF001
+    await eventually(lambda: relay._patience.broker_is_away)  # noqa: SLF001
     await eventually(lambda: all_are_ready(postgres))
     assert await attempts(postgres) == {0}
     await proxy.listen()
@@ -137,12 +137,12 @@ async def test_a_broker_that_answers_nothing_costs_no_row_an_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arrivals = Arrivals(await bind("#"), take)
-    monkeypatch.setattr(relay_room, "_PROBE_S", 0.2)
+    monkeypatch.setattr(patience, "_PROBE_S", 0.2)
     relay = await start_relay(postgres, broker=proxy.address)
     relay._publisher.timeout_s = 0.3  # noqa: SLF001
     proxy.hold()
     await write(postgres, "a", "a", order_id="1")
-    await eventually(lambda: relay._broker_is_away)  # noqa: SLF001
+    await eventually(lambda: relay._patience.broker_is_away)  # noqa: SLF001
     await eventually(lambda: all_are_ready(postgres))
     assert await attempts(postgres) == {0}
     proxy.release()
@@ -174,7 +174,7 @@ async def is_in(engine: AsyncEngine, seq: int, state: str) -> bool:
 async def test_a_relay_can_be_stopped_while_both_are_away(
     postgres: AsyncEngine, proxy: Proxy, exchange: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_room, "STOP_S", 0.3)
+    monkeypatch.setattr(patience, "STOP_S", 0.3)
     async with way_to(postgres) as (database, url):
         relay = Relay(url, proxy.address, exchange=exchange)
         running = asyncio.create_task(relay.run())

@@ -20,11 +20,11 @@ import os
 import random
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import structlog
 from sqlalchemy.exc import DBAPIError
@@ -32,20 +32,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evworker.broker.backoff import backoff_s
 from evworker.broker.cancellation import cancel_all
-from evworker.broker.channels import close_channel
 from evworker.broker.connection import Connection
 from evworker.broker.database.engine import open_engine
 from evworker.broker.database.schema import check_tables
 from evworker.broker.durations import Duration, parse_duration
 from evworker.broker.errors import (
     BrokerError,
-    BrokerRefusedError,
     ConfigurationError,
     DatabaseError,
-    DatabaseRefusedError,
-    SchemaError,
 )
 from evworker.broker.outbox.batch import Batch
+from evworker.broker.outbox.patience import Patience
 from evworker.broker.outbox.store import Claim, ClaimedRow, OutboxStore, Refusal
 from evworker.broker.outbox.wakeup import Wakeup
 from evworker.broker.publisher import Publisher
@@ -58,14 +55,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("evworker.relay")
 
-T = TypeVar("T")
-
 BEAT_S = 5.0
-STOP_S = 5.0
-"""How long a relay that was stopped waits for confirms, and for a database that is away."""
 
 _SETTLE_EVERY_S = 1.0
-_PROBE_S = 2.0
 _OVERDUE_S = 10.0
 _LARGEST_BATCH = 10_000
 _SHORTEST_NAP_S = 0.02
@@ -141,16 +133,13 @@ class Relay:
         )
         self._wakeup = Wakeup(self._engine)
         self._is_open = False
-        self._is_running = False
-        self._stopping = asyncio.Event()
-        self._stopped_at = 0.0
+        self._patience = Patience(self._connection)
+        self._stopping = self._patience.stopping
         self._room_made = asyncio.Event()
         self._in_flight = 0
         self._relaying: set[asyncio.Task[Relayed]] = set()
         self._batches: set[Batch] = set()
         self._failure: Exception | None = None
-        self._database_is_away = False
-        self._broker_is_away = False
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -200,7 +189,7 @@ class Relay:
         self._stopping.clear()
         self._failure = None
         await self.open()
-        self._is_running = True
+        self._patience.is_running = True
         beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._wakeup.run())]
         try:
             self.ready.set()
@@ -215,7 +204,7 @@ class Relay:
             await cancel_all(*beside)
             with suppress(DatabaseError, DBAPIError):
                 await self._store.leave()
-            self._is_running = False
+            self._patience.is_running = False
             if not was_open:
                 await self.close()
         if self._failure is not None:
@@ -223,9 +212,7 @@ class Relay:
 
     def stop(self) -> None:
         """Publish nothing more, settle what is confirmed, give back the rest; `run` then ends."""
-        if not self._stopping.is_set():
-            self._stopped_at = time.monotonic()
-        self._stopping.set()
+        self._patience.stop()
         self._room_made.set()
         self._wakeup.nudge()
         for batch in self._batches:
@@ -260,12 +247,12 @@ class Relay:
                 self._room_made.clear()
                 await self._room_made.wait()
                 continue
-            if self._broker_is_away and not await self._broker_answers():
+            if self._patience.broker_is_away and not await self._patience.broker_answers():
                 attempt += 1
-                await self._pause(backoff_s(attempt))
+                await self._patience.pause(backoff_s(attempt))
                 continue
             attempt = 0
-            claim = await self._patiently(partial(self._store.claim, self._batch_size))
+            claim = await self._patience.ask(partial(self._store.claim, self._batch_size))
             if claim is None:
                 await self._sleep()
                 continue
@@ -285,7 +272,7 @@ class Relay:
         """Until there may be something to claim."""
         has_slept = False
         while not self._stopping.is_set():
-            look = await self._patiently(self._store.look)
+            look = await self._patience.ask(self._store.look)
             if has_slept and (look.ready or (look.due_in_s is not None and look.due_in_s <= 0)):
                 return
             nap_s = self._wakeup.poll_s
@@ -305,7 +292,7 @@ class Relay:
 
         relayed = Relayed()
         try:
-            rows = await self._patiently(partial(self._store.read, claim))
+            rows = await self._patience.ask(partial(self._store.read, claim))
             batch = Batch(rows, self._publisher, until=claim.until, finished=finished)
             self._batches.add(batch)
             try:
@@ -331,11 +318,11 @@ class Relay:
             is_over = await batch.publish(step_s=_SETTLE_EVERY_S)
             confirmed = batch.confirmed[settled:]
             if confirmed:
-                sent = await self._patiently(partial(self._store.settle, claim.token, confirmed))
+                sent = await self._patience.ask(partial(self._store.settle, claim.token, confirmed))
                 settled += len(confirmed)
                 relayed.sent += sent
                 self.counts.sent += sent
-            if is_over or self._is_out_of_patience():
+            if is_over or self._patience.is_over():
                 return
 
     async def _end(self, batch: Batch, claim: Claim, relayed: Relayed) -> None:
@@ -345,20 +332,20 @@ class Relay:
         if batch.refused:
             await self._back_off(batch.refused, claim, relayed)
         if batch.lost is not None:
-            self._broker_went_away(batch.lost)
+            self._patience.broker_went_away(batch.lost)
         ended = set(batch.confirmed).union(row.seq for row, _ in batch.refused)
-        if batch.overdue and await self._broker_answers():
+        if batch.overdue and await self._patience.broker_answers():
             # It is there and takes no events of these topics: they must not keep others waiting.
             overdue = [row.seq for row, _ in batch.overdue]
             ended.update(overdue)
             error = str(batch.overdue[0][1])
-            log.warning("the broker confirms some events not", rows=len(overdue), reason=error)
-            await self._patiently(
+            log.warning("the broker does not confirm some events", rows=len(overdue), reason=error)
+            await self._patience.ask(
                 partial(self._store.postpone, claim.token, overdue, delay_s=_OVERDUE_S, error=error)
             )
         left = [seq for seq in claim.seqs if seq not in ended]
         if left:
-            await self._patiently(partial(self._store.release, claim.token, left))
+            await self._patience.ask(partial(self._store.release, claim.token, left))
 
     async def _back_off(
         self, refused: Sequence[tuple[ClaimedRow, Exception]], claim: Claim, relayed: Relayed
@@ -367,7 +354,7 @@ class Relay:
             Refusal(row.seq, row.attempts + 1, str(error), _back_off_s(row.attempts + 1))
             for row, error in refused
         ]
-        dead = await self._patiently(
+        dead = await self._patience.ask(
             partial(
                 self._store.back_off,
                 claim.token,
@@ -397,60 +384,6 @@ class Relay:
             except (DatabaseError, DBAPIError, OSError) as error:
                 log.debug("no heartbeat", reason=str(error))  # who claims says it aloud
             await asyncio.sleep(BEAT_S)
-
-    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """What the database answers, asked until it does."""
-        attempt = 0
-        while True:
-            try:
-                answer = await ask()
-            except (SchemaError, DatabaseRefusedError):
-                raise
-            except (DatabaseError, DBAPIError, OSError) as error:
-                # Also a deadlock, a full disk, a database that is read-only for a while: all pass.
-                if not self._is_running or self._is_out_of_patience():
-                    raise
-                if not self._database_is_away:
-                    log.warning("the database fails, trying again", reason=str(error))
-                self._database_is_away = True
-                attempt += 1
-                await self._pause(backoff_s(attempt))
-            else:
-                if self._database_is_away:
-                    log.info("the database answers again")
-                self._database_is_away = False
-                return answer
-
-    async def _broker_answers(self) -> bool:
-        try:
-            async with asyncio.timeout(_PROBE_S):
-                await close_channel(await self._connection.channel())
-        except BrokerRefusedError:
-            raise
-        except (BrokerError, TimeoutError) as error:
-            self._broker_went_away(error)
-            return False
-        if self._broker_is_away:
-            log.info("the broker answers again")
-        self._broker_is_away = False
-        return True
-
-    def _broker_went_away(self, error: Exception) -> None:
-        if not self._broker_is_away:
-            reason = str(error) or "it does not answer"
-            log.warning("the broker is away; events wait in the outbox", reason=reason)
-        self._broker_is_away = True
-
-    async def _pause(self, seconds: float) -> None:
-        if self._stopping.is_set():
-            await asyncio.sleep(min(seconds, 0.2))
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
-    def _is_out_of_patience(self) -> bool:
-        return self._stopping.is_set() and time.monotonic() >= self._stopped_at + STOP_S
 
     def _fail(self, error: Exception) -> None:
         if self._stopping.is_set() and isinstance(error, (DatabaseError, DBAPIError)):
