@@ -122,12 +122,13 @@ async def test_what_is_held_too_long_is_handed_back(
     await wire.open()
     plugin = stage.plugin(charge, OrderPlaced, transactional=True)
     async with stage.working(plugin, database=wire.url, relay=False) as worker:
-        wire.freeze()
+        await wire.refuse()
+        wire.cut()
         await stage.publish(OrderPlaced(order_id="42"))
         await eventually(lambda: worker.counts.handed_back >= 1, timeout_s=30)
         # A slow machine may need longer than that to connect.
         monkeypatch.undo()
-        wire.thaw()
+        await wire.open()
         await eventually(lambda: worker.counts.handled == 1, timeout_s=30)
     assert worker.counts.settled == 1
     assert await shop.effects() == ["42"]
