@@ -59,15 +59,20 @@ class Command:
         return file
 
     async def __call__(
-        self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        terminal: int = asyncio.subprocess.PIPE,
     ) -> Result:
-        if not stdin:
+        """Run it to its end. `terminal` is a descriptor that it reads from instead of `stdin`."""
+        if not stdin and terminal == asyncio.subprocess.PIPE:
             called = await call(arguments, self.folder, self.environment_with(env or {}), TIMEOUT_S)
             code, out, err = called
             return Result(code, out.decode(), err.decode())
-        async with self.started(*arguments, env=env) as process:
+        async with self.started(*arguments, env=env, stdin=terminal) as process:
             async with asyncio.timeout(TIMEOUT_S):
-                out, err = await process.communicate(stdin)
+                out, err = await process.communicate(stdin or None)
         assert process.returncode is not None
         return Result(process.returncode, out.decode(), err.decode())
 
@@ -79,7 +84,10 @@ class Command:
 
     @asynccontextmanager
     async def started(
-        self, *arguments: str, env: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        stdin: int = asyncio.subprocess.PIPE,
     ) -> AsyncIterator[asyncio.subprocess.Process]:
         """The command at work; killed at the end if it has not ended by then."""
         process = await asyncio.create_subprocess_exec(
@@ -89,7 +97,7 @@ class Command:
             *arguments,
             cwd=self.folder,
             env=self.environment_with(env or {}),
-            stdin=asyncio.subprocess.PIPE,
+            stdin=stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )

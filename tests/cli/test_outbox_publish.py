@@ -171,7 +171,7 @@ async def test_a_relay_waits_for_a_database_that_is_not_there_and_outlives_its_a
     proxy = Proxy(postgres_url)
     through = {"EVWORKER_DATABASE_URL": proxy.url}
     async with evworker.started("outbox", "relay", env=through) as process:
-        await line_with(process.stderr, "can't start, trying again")
+        await line_with(process.stderr, "can't begin yet, trying again")
         await proxy.open()
         await line_with(process.stderr, "ready")
         await proxy.refuse()

@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 _PORTS = {"amqp": 5672, "postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
 
+_PORTS = {"amqp": 5672, "postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+
 class Proxy:
     """Listens on a port of its own, which is known before anything listens there."""
 

@@ -141,11 +141,11 @@ class Stage:
         await asyncio.wait_for(worker.run(), STOP_TIMEOUT_S)
         return worker
 
-    async def declare(self, *plugins: Plugin, **options: Any) -> None:
+    async def declare(self, *plugins: Plugin) -> None:
         """Have the queues there, as a worker that came and went would leave them."""
-        worker = self.worker(*plugins, **options)
-        async with running(worker):
-            await until_ready(worker)
+        self._expect(plugins)
+        topology = plan_topology(plugins, exchange=self.exchange, version=self.connection.version)
+        assert not await apply_topology(self.connection, topology)
 
     async def publish(self, event: Event, **options: Any) -> Envelope:
         return await self.publisher.publish(event, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from evworker.broker.database.engine import open_engine
 from evworker.broker.outbox import store as store_room
 from evworker.broker.outbox.store import OutboxStore, Refusal
 
-ROWS = 200_000
+ROWS = int(os.environ.get("EVWORKER_TEST_ROWS", "200000"))
 
 # Every third row has no key; the rest share a thousand. One in fifty is scheduled.
 FILL = """

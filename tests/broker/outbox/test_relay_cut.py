@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
+from structlog.testing import capture_logs
 
 from evworker.broker import BrokerUnreachableError, DatabaseUnreachableError
 from evworker.broker.database.tables import outbox
@@ -196,16 +197,42 @@ async def is_in_any(engine: AsyncEngine, state: str) -> bool:
     return state in (await states(engine)).values()
 
 
-async def test_it_does_not_start_without_a_database(
+async def test_it_waits_for_a_database_that_is_not_there_yet(
     postgres: AsyncEngine, broker_url: str, exchange: str
 ) -> None:
     async with way_to(postgres) as (proxy, url):
         await proxy.refuse()
+        relay = Relay(url, broker_url, exchange=exchange)
         with pytest.raises(DatabaseUnreachableError):
-            await Relay(url, broker_url, exchange=exchange).run()
+            await relay.open()
+        await starts_once(proxy.open, relay)
 
 
-async def test_it_does_not_start_without_a_broker(postgres: AsyncEngine, proxy: Proxy) -> None:
+async def test_it_waits_for_a_broker_that_is_not_there_yet(
+    postgres: AsyncEngine, proxy: Proxy, exchange: str
+) -> None:
     proxy.refuse()
+    relay = Relay(postgres, proxy.address, exchange=exchange)
     with pytest.raises(BrokerUnreachableError):
-        await Relay(postgres, proxy.address).run()
+        await relay.open()
+    await starts_once(proxy.listen, relay)
+
+
+async def starts_once(there: Callable[[], Awaitable[None]], relay: Relay) -> None:
+    with capture_logs() as logs:
+        running = asyncio.create_task(relay.run())
+        await eventually(lambda: [line for line in logs if "can't begin" in line["event"]])
+        assert not relay.ready.is_set()
+        await there()
+        await asyncio.wait_for(relay.ready.wait(), 30)
+        relay.stop()
+        await running
+
+
+async def test_it_can_be_stopped_while_it_waits(postgres: AsyncEngine, proxy: Proxy) -> None:
+    proxy.refuse()
+    relay = Relay(postgres, proxy.address)
+    running = asyncio.create_task(relay.run())
+    await asyncio.sleep(0)
+    relay.stop()
+    await asyncio.wait_for(running, 30)

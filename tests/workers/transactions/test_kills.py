@@ -40,7 +40,7 @@ async def test_killed_at_each_step_it_takes_effect_once(
     """Seven consumers of one event, each in a worker that dies at another step."""
     queues = {step: stage.queue(step) for step in STEPS}
     plugin = make_plugin(queues)
-    await stage.declare(plugin, database=database_url, relay=False)
+    await stage.declare(plugin)
     await stage.publish(OrderPlaced(order_id="42"), id="e-1")
     killed = await asyncio.gather(
         *(killed_at(step, stage, queue, database_url) for step, queue in queues.items())

@@ -52,7 +52,7 @@ async def test_the_workers_relay_publishes_it_and_a_burst_waits_for_that(
 
     plugin = stage.plugin(handle, OrderPlaced, transactional=True)
     plugin.consumer(PaymentProcessed, queue=stage.queue("look"), retry=Retry())(look)
-    await stage.declare(plugin, database=database_url, relay=False)
+    await stage.declare(plugin)
     causes = [await stage.publish(OrderPlaced(order_id=str(number))) for number in range(10)]
     worker = await stage.work(plugin, database=database_url)
     assert worker.counts.handled == 20

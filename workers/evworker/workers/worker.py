@@ -39,6 +39,7 @@ from evworker.workers.feed import Feed, Shared
 from evworker.workers.outcome import Counts
 from evworker.workers.plugin import Plugin, check_plugins, consumers_by_queue, plan_queue
 from evworker.workers.selection import selected
+from evworker.workers.solitude import Solitude
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -16,7 +16,6 @@ from evworker.broker.deadletters.replay import origin_queue
 from evworker.broker.deadletters.taking import taking
 from evworker.broker.envelope import BINARY_PREFIXES, CONTENT_TYPE, Envelope, new_id
 from evworker.broker.headers import kept_headers
-from evworker.broker.properties import SHORT_STRING_BYTES
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage

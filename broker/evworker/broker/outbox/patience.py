@@ -18,7 +18,9 @@ from evworker.broker.errors import (
     BrokerRefusedError,
     DatabaseError,
     DatabaseRefusedError,
+    DatabaseUnreachableError,
     SchemaError,
+    TopologyMismatchError,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +52,23 @@ class Patience:
         if not self.stopping.is_set():
             self._stopped_at = time.monotonic()
         self.stopping.set()
+
+    async def until_there(self, begin: Callable[[], Awaitable[None]]) -> bool:
+        """Begin, once database and broker are there; False when the relay was stopped before."""
+        attempt = 0
+        while not self.stopping.is_set():
+            try:
+                await begin()
+            except (BrokerRefusedError, TopologyMismatchError):
+                raise
+            except (DatabaseUnreachableError, BrokerError) as error:
+                if not attempt:
+                    log.warning("can't begin yet, trying again", reason=str(error))
+                attempt += 1
+                await self.pause(backoff_s(attempt))
+            else:
+                return True
+        return False
 
     async def ask(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What the database answers, asked until it does."""

@@ -180,15 +180,15 @@ class Relay:
             await self._engine.dispose()
 
     async def run(self) -> None:
-        """Relay until `stop`. Raises what `open` raises.
+        """Relay until `stop`; waits for a database and a broker that are not there, or go away.
 
-        Later it waits for a database or a broker that is away, and ends with an error only if one
-        of them refuses to have it back, or if the tables are not what they were.
+        Ends with an error only if one of them refuses, or if the tables are not as they should be.
         """
         was_open = self._is_open
         self._stopping.clear()
         self._failure = None
-        await self.open()
+        if not await self._patience.until_there(self.open):
+            return
         self._patience.is_running = True
         beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._wakeup.run())]
         try:

@@ -65,6 +65,7 @@ def replay(  # noqa: PLR0917 - click hands them over by name
     target = selection.target_of(name, to)
     if dry_run:
         survey = interrupts.run(looking.survey(broker_url, name, letters, limit))
+        _warn_of_forgotten(survey.oldest, inbox_window_s)
         _show_plan(name, target, letters, survey, as_json=as_json)
         _warn_of_forgotten(survey.oldest, inbox_window_s)
         return

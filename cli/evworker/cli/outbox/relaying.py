@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -124,7 +123,7 @@ async def _work(relay: Relay) -> None:
     log = structlog.get_logger("evworker.relay")
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
-    working = asyncio.create_task(_relay(relay, asked_to_stop, log))
+    working = asyncio.create_task(relay.run())
 
     def stop() -> None:
         if asked_to_stop.is_set():
@@ -141,23 +140,6 @@ async def _work(relay: Relay) -> None:
         announcing.cancel()
     counts = relay.counts
     log.info("stopped", sent=counts.sent, refused=counts.refused, dead=counts.dead)
-
-
-async def _relay(relay: Relay, asked_to_stop: asyncio.Event, log: Any) -> None:
-    """Once it runs it waits for whoever is away; here for who is away when it begins."""
-    from evworker.broker import BrokerUnreachableError, DatabaseUnreachableError
-    from evworker.broker.backoff import backoff_s
-
-    attempt = 0
-    while not asked_to_stop.is_set():
-        try:
-            await relay.run()
-        except (BrokerUnreachableError, DatabaseUnreachableError) as error:
-            attempt += 1
-            log.warning("can't start, trying again", error=str(error), attempt=attempt)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(backoff_s(attempt)):
-                    await asked_to_stop.wait()
 
 
 async def _announce(relay: Relay, log: Any) -> None:
