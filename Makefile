@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-WORKERS ?= 2
+WORKERS ?= 4
 BENCH ?= consume
 ARGS ?=
 SEEDS ?=
@@ -24,7 +24,16 @@ demo: $(VENV)/.installed ## an event's whole way on a real broker, narrated
 test: $(VENV)/.installed-dev ## all tests, on every broker of EVWORKER_TEST_BROKER_URL (ARGS="-k retry")
 	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
 	set -a; eval "$$found"; set +a; \
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+test-long: $(VENV)/.installed-dev ## the tests that have a longer form, in it: new seeds, long outages (SEEDS="7 8")
+	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
+	set -a; eval "$$found"; EVWORKER_TEST_SEEDS="$(SEEDS)"; EVWORKER_TEST_OUTAGE_S=10; \
+	EVWORKER_TEST_ORDERS=20000; EVWORKER_TEST_ROWS=1000000; set +a; \
+	: "$${EVWORKER_TEST_SEEDS:=$$($(BIN)/python -c 'import random; print(*random.sample(range(10**6), 20))')}"; \
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) \
+	  tests/workers/test_random_failures.py tests/workers/test_kill_switch.py \
+	  tests/exactly_once tests/broker/outbox/test_plans.py $(ARGS)
 
 test-unit: $(VENV)/.installed-dev ## the tests that need no broker and no database server
 	$(BIN)/python -m pytest -m "not broker and not database" $(ARGS)

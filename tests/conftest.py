@@ -24,6 +24,9 @@ from tests.logins import NoServiceError, broker_version
 from tests.services import BROKER_VARIABLE, DATABASE_VARIABLE, MYSQL_VARIABLE
 from tests.services import broker_urls as listed_broker_urls
 
+COMMANDS = Path(__file__).parent / "cli"
+"""Tests of the command run on one broker: what differs between brokers is tested below it."""
+
 
 class Cleanup:
     """Deletes the queues and exchanges that a test registered, once the test is over.
@@ -79,14 +82,31 @@ def broker_id(url: str) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "broker_url" in metafunc.fixturenames:
-        urls = listed_broker_urls()
-        ids = [broker_id(url) for url in urls]
-        if len(set(ids)) < len(ids):
-            ids = [f"{name}-at-{urlsplit(url).port}" for name, url in zip(ids, urls, strict=True)]
-        metafunc.parametrize("broker_url", urls, ids=ids, indirect=True, scope="session")
-    if "database_url" in metafunc.fixturenames:
+    names = metafunc.fixturenames
+    brokers, ids = _brokers(metafunc)
+    if "broker_url" in names and "database_url" in names:
+        # What differs between databases does not also differ between brokers.
+        pairs = [(url, KINDS[0]) for url in brokers]
+        pairs += [(brokers[-1], kind) for kind in KINDS[1:]]
+        labels = [f"{ids[brokers.index(url)]}-{kind}" for url, kind in pairs]
+        metafunc.parametrize(("broker_url", "database_url"), pairs, ids=labels, indirect=True)
+    elif "broker_url" in names:
+        metafunc.parametrize("broker_url", brokers, ids=ids, indirect=True, scope="session")
+    elif "database_url" in names:
         metafunc.parametrize("database_url", KINDS, indirect=True)
+
+
+def _brokers(metafunc: pytest.Metafunc) -> tuple[list[str], list[str]]:
+    """The URLs that the test runs on, and what they are called."""
+    urls = listed_broker_urls()
+    if COMMANDS in metafunc.definition.path.parents and not any(
+        metafunc.definition.iter_markers("every_broker")
+    ):
+        urls = urls[-1:]
+    ids = [broker_id(url) for url in urls]
+    if len(set(ids)) < len(ids):
+        ids = [f"{name}-at-{urlsplit(url).port}" for name, url in zip(ids, urls, strict=True)]
+    return urls, ids
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import multiprocessing
 import os
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +29,8 @@ async def call(
     arguments: Sequence[str], folder: Path, environment: Mapping[str, str], timeout_s: float
 ) -> tuple[int, bytes, bytes]:
     """The exit code, stdout and stderr of one call without input."""
-    out, err = folder / ".stdout", folder / ".stderr"
+    name = uuid.uuid4().hex  # a test may call twice at once
+    out, err = folder / f".{name}.stdout", folder / f".{name}.stderr"
     process = _FORKS.Process(
         target=_be_the_command, args=(arguments, folder, dict(environment), out, err)
     )

@@ -17,6 +17,8 @@ from tests.cli.conftest import Exchange
 from tests.waiting import eventually
 from tests.wire import Wire, method_in
 
+pytestmark = pytest.mark.every_broker
+
 # Of what one subscription holds when it dies, a quorum queue keeps up to 32 in order.
 LETTERS = 30
 IDS = [f"id-{number}" for number in range(LETTERS)]
