@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from evworker.workers import Context, Discard, KillSwitch, Retry, fixed
+from evworker.broker import Event
+from evworker.workers import Context, Discard, KillSwitch, Plugin, Retry, fixed
 from evworker.workers.killswitch import DEFAULT_KILL_SWITCH
 from evworker.workers.retry import DEFAULT_RETRY
 from tests.waiting import eventually
@@ -29,6 +30,10 @@ POLICIES: dict[str, Any] = (
 )
 OPENED = DEFAULT_KILL_SWITCH.failures
 """After so many attempts since its start a worker's switch has opened."""
+
+
+class Refund(Event, topic="payments.refunded"):
+    number: int
 
 
 @dataclass
@@ -69,6 +74,117 @@ async def test_a_dependency_that_is_down_costs_no_message(stage: Stage, restarts
         # Within seconds: a machine that does other things as well may take some more.
         await eventually(lambda: len(database.stored) == EVENTS, "all stored", timeout_s=20)
     assert sorted(database.stored, key=int) == [str(number) for number in range(EVENTS)]
+    assert await stage.letters(queue) == []
+
+
+@pytest.mark.parametrize("priorities", [None, 3])
+async def test_events_that_keep_failing_hold_up_no_others(
+    stage: Stage, priorities: int | None
+) -> None:
+    attempts: list[tuple[str, int]] = []
+
+    async def handle(event: OrderPlaced, ctx: Context) -> None:
+        attempts.append((event.order_id, ctx.attempt))
+        if event.order_id.startswith("dead host"):
+            raise ConnectionRefusedError
+
+    plugin = stage.plugin(
+        handle,
+        OrderPlaced,
+        concurrency=1,
+        retry=Retry("1h"),
+        kill_switch=KillSwitch(ConnectionError, failures=1, pause="20ms"),
+        priorities=priorities,
+    )
+    await stage.declare(plugin)
+    for number in range(5):
+        await stage.publish(OrderPlaced(order_id=f"dead host {number}"), priority=1)
+    for number in range(10):
+        await stage.publish(OrderPlaced(order_id=str(number)), priority=1)
+    with capture_logs() as logs:
+        async with stage.working(plugin) as worker:
+            await eventually(lambda: worker.counts.handled == 10)
+    told = [line["event"].split(",")[0] for line in logs if "kill switch" in line["event"]]
+    assert told[:2] == ["kill switch open", "kill switch closed"]
+    assert {attempt for _, attempt in attempts} == {1}
+    if not priorities:  # where no returns are counted, what was near the first one went with it
+        assert [order for order, _ in attempts[:5]] == [
+            f"dead host {number}" for number in range(5)
+        ]
+    assert (worker.counts.quarantined, worker.counts.dead_lettered) == (0, {})
+
+
+async def test_nothing_is_held_while_the_queue_pauses(stage: Stage) -> None:
+    tried = 0
+
+    async def handle(event: OrderPlaced, ctx: Context) -> None:
+        nonlocal tried
+        tried += 1
+        raise ConnectionRefusedError
+
+    switch = KillSwitch(ConnectionError, failures=1, pause="1h")
+    plugin = stage.plugin(handle, OrderPlaced, concurrency=1, kill_switch=switch)
+    queue = plugin.consumers[0].queue
+    await stage.declare(plugin)
+    sent = [await stage.publish(OrderPlaced(order_id=str(number)), priority=7) for number in (1, 2)]
+
+    async def all_wait() -> bool:
+        return tried == 1 and await stage.waiting_in(queue) == 2
+
+    async with stage.working(plugin) as worker:
+        await eventually(all_wait)
+    assert (tried, worker.counts.handed_back) == (1, 2)
+    left = [await stage.raw(queue) for _ in sent]
+    assert [message.message_id for message in left] == [sent[1].id, sent[0].id]
+    assert left[1].headers["evw-attempt"] == 0
+    assert left[1].priority == 7
+    assert not left[1].redelivered
+
+
+async def test_a_burst_outlasts_a_pause(stage: Stage) -> None:
+    runs: list[str] = []
+
+    async def handle(event: OrderPlaced, ctx: Context) -> None:
+        runs.append(event.order_id)
+        if len(runs) == 1:
+            raise ConnectionRefusedError
+
+    switch = KillSwitch(ConnectionError, failures=1, pause="1s")
+    plugin = stage.plugin(handle, OrderPlaced, concurrency=1, prefetch=1, kill_switch=switch)
+    await stage.declare(plugin)
+    for number in (1, 2):
+        await stage.publish(OrderPlaced(order_id=str(number)))
+    worker = await stage.work(plugin)
+    assert worker.counts.handled == 2
+    assert runs == ["1", "2", "1"]
+
+
+async def test_the_others_of_a_shared_queue_are_served_between_two_probes(stage: Stage) -> None:
+    tried, stored = 0, list[int]()
+    plugin, queue = Plugin("billing"), stage.queue("shared")
+
+    @plugin.consumer(
+        name="failing",
+        queue=queue,
+        retry=Retry(),
+        kill_switch=KillSwitch(ConnectionError, failures=1, pause="20ms"),
+    )
+    async def fail(event: OrderPlaced, ctx: Context) -> None:
+        nonlocal tried
+        tried += 1
+        raise ConnectionRefusedError
+
+    @plugin.consumer(name="other", queue=queue, retry=Retry())
+    async def store(event: Refund, ctx: Context) -> None:
+        stored.append(event.number)
+
+    await stage.declare(plugin)
+    await stage.publish(OrderPlaced(order_id="1"))
+    async with stage.working(plugin):
+        await eventually(lambda: tried > 1, "a probe")
+        for number in range(20):
+            await stage.publish(Refund(number=number))
+        await eventually(lambda: len(stored) == 20)
     assert await stage.letters(queue) == []
 
 

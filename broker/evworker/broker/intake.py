@@ -117,7 +117,7 @@ async def take_one(channel: AbstractChannel, queue: str) -> Delivery | None:
 
 
 class Intake:
-    """A subscription to one queue, on a channel of its own, for as long as that channel lives.
+    """Subscriptions to one queue, one after the other, on one channel of its own.
 
     `receive` is called in the event loop with each delivery, in order; it must not block or raise.
     """
@@ -143,24 +143,31 @@ class Intake:
         """Subscribe. Waits for the connection; raises QueueNotFoundError or BrokerError."""
         with broker_errors(f"consume from {queue!r}"):
             channel = await connection.channel()
-            intake = cls(channel, queue, receive)
+        intake = cls(channel, queue, receive)
+        channel.on_consumer_cancel_callbacks.add(intake._on_cancel)
+        await intake.start(prefetch=prefetch)
+        return intake
+
+    async def start(self, *, prefetch: int) -> None:
+        """Subscribe again after a stop; what came before stays as it is. Raises as `open` does."""
+        with broker_errors(f"consume from {self.queue!r}"):
             try:
-                await channel.basic_qos(prefetch_count=prefetch, timeout=RPC_TIMEOUT_S)
-                channel.on_consumer_cancel_callbacks.add(intake._on_cancel)
-                consuming = await channel.basic_consume(
-                    queue, intake._on_message, timeout=RPC_TIMEOUT_S
+                # It holds for the subscription that begins now, and not for the whole channel
+                # (https://www.rabbitmq.com/docs/consumer-prefetch).
+                await self._channel.basic_qos(prefetch_count=prefetch, timeout=RPC_TIMEOUT_S)
+                consuming = await self._channel.basic_consume(
+                    self.queue, self._on_message, timeout=RPC_TIMEOUT_S
                 )
             except aiormq.exceptions.ChannelNotFoundEntity as error:
                 raise QueueNotFoundError(
-                    f"there is no queue {queue!r}, and this user may not declare it; "
+                    f"there is no queue {self.queue!r}, and this user may not declare it; "
                     "someone who may must run `evworker topology apply`"
                 ) from error
             except BaseException:
                 # A subscription that nobody holds would swallow deliveries.
-                await close_channel(channel)
+                await close_channel(self._channel)
                 raise
-        intake._tag = str(consuming.consumer_tag)
-        return intake
+        self._tag = str(consuming.consumer_tag)
 
     async def ended(self) -> str:
         """Wait until no more deliveries can come, and say why."""

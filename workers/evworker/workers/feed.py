@@ -8,7 +8,7 @@
 
 Handlers run in the lane's own tasks, `concurrency` of them for each consumer, which outlive the
 channel: when that dies, running handlers go on and only their acks are void. While a kill switch of
-one of its consumers is open, the queue is paused, and then probed with one message at a time.
+one of its consumers is open, nothing is taken; then one message at a time, until one succeeds.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from evworker.broker.topology import quarantine_queue
 from evworker.workers.consumer import LARGEST_PREFETCH
 from evworker.workers.execution import CrashedError, Execution, UnwantedError, failure_of
 from evworker.workers.lane import Lane, Traffic
-from evworker.workers.outcome import DeadLettered, HandedBack, Quarantined
-from evworker.workers.quarantine import Quarantine, is_suspect
+from evworker.workers.outcome import DeadLettered, HandedBack, Paused, Quarantined
+from evworker.workers.quarantine import Quarantine, is_suspect, would_be_suspect
 from evworker.workers.settlement import Settlement
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from evworker.broker import Connection, Publisher, Topology
     from evworker.workers.consumer import Consumer
     from evworker.workers.inbox import Inbox
+    from evworker.workers.killswitch import SwitchState
     from evworker.workers.outcome import Counts, Outcome
     from evworker.workers.solitude import Solitude
 
@@ -90,7 +91,7 @@ class Feed:
         declared = {planned.name: planned for planned in topology.queues}
         self._counts_returns = declared[queue].arguments["x-queue-type"] == "quorum"
         self._settlement = Settlement(
-            queue,
+            declared[queue],
             dead_letters=declared[dead_letter_queue(queue)],
             quarantine=declared[quarantine_queue(queue)],
             delays_s={wait_s for consumer in self.consumers for wait_s in consumer.retry.waits_s},
@@ -114,6 +115,8 @@ class Feed:
             )
             for consumer in self.consumers
         ]
+        switches = (lane.execution.switch for lane in self._lanes)
+        self._switches = [switch for switch in switches if switch is not None]
         self._quarantine = Quarantine(
             quarantine_queue(queue),
             connection=shared.connection,
@@ -176,27 +179,31 @@ class Feed:
             await apply_topology(self._connection, self._topology)
         self._traffic.quiet.clear()
         prefetch = sum(consumer.prefetch for consumer in self.consumers)
+        probing = any(switch.state != "closed" for switch in self._switches)
+        prefetch = 1 if probing else min(prefetch, LARGEST_PREFETCH)
         try:
-            self._intake = await Intake.open(
-                self._connection,
-                self.queue,
-                prefetch=1 if self._traffic.probing else min(prefetch, LARGEST_PREFETCH),
-                receive=self._receive,
-            )
+            if again or self._intake is None:
+                self._intake = await Intake.open(
+                    self._connection, self.queue, prefetch=prefetch, receive=self._receive
+                )
+            else:
+                await self._intake.start(prefetch=prefetch)
         except BaseException:
             self._traffic.quiet.set()
             raise
         return self._intake
 
     async def _pause(self) -> None:
-        """Wait while a kill switch is open, and see whether one is to be probed."""
-        self._traffic.switched.clear()
-        switches = [lane.execution.switch for lane in self._lanes if lane.execution.switch]
-        for switch in switches:
-            while switch.state == "open":
-                await asyncio.sleep(switch.probe_due_s(asyncio.get_running_loop().time()))
+        """Wait while a kill switch is open."""
+        while opened := self._open_switches():
+            now = asyncio.get_running_loop().time()
+            await asyncio.sleep(max(switch.probe_due_s(now) for switch in opened))
+            for switch in opened:
                 switch.probe()
-        self._traffic.probing = any(switch.state != "closed" for switch in switches)
+        self._traffic.switched.clear()
+
+    def _open_switches(self) -> list[SwitchState]:
+        return [switch for switch in self._switches if switch.state == "open"]
 
     async def _is_lost(self, intake: Intake) -> bool:
         """Wait until a subscription ends; False when it was ended here: a stop, a kill switch."""
@@ -207,24 +214,18 @@ class Feed:
             await asyncio.wait([ended, switched, stopped], return_when=asyncio.FIRST_COMPLETED)
             if stopped.done():
                 return False
-            if ended.done():
+            lost = ended.done()
+            if lost:
                 log.warning("consumer lost, coming back", queue=self.queue, reason=ended.result())
                 await intake.close()
-                self._traffic.quiet.set()
-                await self._hand_back_waiting()
-                return True
-            await intake.stop()
+            else:
+                await intake.stop()
             self._traffic.quiet.set()
-            await self._hand_back_waiting()
-            self._spawn(self._retire(intake))
-            return False
+            if lost or self._open_switches():
+                await self._hand_back_waiting(unsuspected=True)
+            return lost
         finally:
             await cancel_all(ended, switched, stopped)
-
-    async def _retire(self, intake: Intake) -> None:
-        """Close a channel that takes no more, once what came over it is settled on it."""
-        await self._traffic.idle.wait()
-        await intake.close()
 
     def start_no_more(self) -> None:
         """From now on every delivery whose handler has not started is handed back."""
@@ -238,9 +239,16 @@ class Feed:
         self._traffic.quiet.set()
         await self._hand_back_waiting()
 
-    async def _hand_back_waiting(self) -> None:
+    async def _hand_back_waiting(self, *, unsuspected: bool = False) -> None:
+        """Hand back what no handler has; with `unsuspected` so that this makes no suspect of it."""
         for lane in self._lanes:
-            await lane.hand_back_waiting()
+            while not lane.waiting.empty():
+                delivery, envelope = lane.waiting.get_nowait()
+                if unsuspected and would_be_suspect(delivery, counted=self._counts_returns):
+                    self._spawn(self._refuse(delivery, Paused()))
+                else:
+                    await lane.settle(delivery, HandedBack(), envelope)
+                    self._traffic.end()
 
     async def drained(self) -> None:
         """Wait until everything that was taken is settled."""
@@ -324,7 +332,7 @@ class Feed:
             return
         try:
             # Not handed back, if it comes to that: its queue would count it as a crash.
-            await lane.attempt(delivery, envelope, alone=True, otherwise=Quarantined(crashes))
+            await lane.attempt(delivery, envelope, alone=True, uncounted=Quarantined(crashes))
         finally:
             self._traffic.end()
 

@@ -34,9 +34,6 @@ _HANDED_BACK = HandedBack()
 _DEFECT_PAUSE_S = 5.0
 _QUIET_PATIENCE_S = 5.0
 
-_LONGEST_HOLD_S = 600.0
-"""Well below the 30 minutes after which the broker takes a delivery back by itself."""
-
 
 class Traffic:
     """What is under way in one feed, and what its parts have been told; all of them share it."""
@@ -49,8 +46,7 @@ class Traffic:
         self.stop_asked = asyncio.Event()
         self.closing = False
         self.switched = asyncio.Event()
-        """Set when a kill switch has opened or closed, until the feed has acted on it."""
-        self.probing = False
+        """Set when a kill switch has closed, opened, or stayed open, until the feed has acted."""
         self.quiet = asyncio.Event()
         """Set while no deliveries can come: what is handed back now does not come straight back."""
 
@@ -93,6 +89,8 @@ class Lane:
         self._traffic = traffic
         self._take = take
         self._solitude = solitude
+        self._is_open = False
+        """Whether its kill switch was, when that was told last."""
 
     async def work(self) -> None:
         """One task of the lane: attempt what waits, one after the other, until the feed closes."""
@@ -108,15 +106,8 @@ class Lane:
     async def _work_on(self, delivery: Delivery, envelope: Envelope) -> None:
         try:
             if delivery.is_live:  # else its channel died while it waited, and it will come again
-                await self.attempt(delivery, envelope, hold=self._traffic.probing)
+                await self.attempt(delivery, envelope)
         finally:
-            self._traffic.end()
-
-    async def hand_back_waiting(self) -> None:
-        """Hand back every delivery whose handler has not started."""
-        while not self.waiting.empty():
-            delivery, envelope = self.waiting.get_nowait()
-            await self.settle(delivery, HandedBack(), envelope)
             self._traffic.end()
 
     async def attempt(
@@ -124,21 +115,20 @@ class Lane:
         delivery: Delivery,
         envelope: Envelope,
         *,
-        hold: bool = False,
         alone: bool = False,
-        otherwise: Outcome = _HANDED_BACK,
+        uncounted: Outcome | None = None,
     ) -> None:
-        """One attempt, settled; with `hold` repeated for as long as a dependency is down.
+        """One attempt, settled.
 
-        `alone` says that it was seen to that nothing else runs. `otherwise` is how the delivery
-        ends without an attempt, or after one that does not count.
+        `alone` says that it was seen to that nothing else runs. `uncounted` is how the delivery
+        ends without an attempt, or after one that does not count, if not handed back.
         """
         if not alone:
             await self._solitude.nobody_alone()
         if self._traffic.stop_asked.is_set() or not self._take():
             if not alone:
                 await self._traffic.fall_quiet()
-            await self.settle(delivery, otherwise, envelope)
+            await self.settle(delivery, uncounted or _HANDED_BACK, envelope)
             return
         context = self.execution.context(delivery, envelope)
         token = current_context.set(context)
@@ -146,11 +136,13 @@ class Lane:
             if alone:
                 outcome = await self._run(delivery, context)
             else:
-                outcome = await self._attempt(delivery, context, hold=hold)
+                async with self._solitude.among_others():
+                    outcome = await self._run(delivery, context)
             if isinstance(outcome, Paused) and not alone:
                 await self._traffic.fall_quiet()
-            uncounted = isinstance(outcome, (Paused, HandedBack))
-            await self.settle(delivery, otherwise if uncounted else outcome, envelope)
+            if uncounted is not None and isinstance(outcome, (Paused, HandedBack)):
+                outcome = uncounted
+            await self.settle(delivery, outcome, envelope)
         except Exception:
             # Nothing a message does may cost the lane its task; the pause keeps it from spinning.
             log.exception("a defect in evworker: please report it", queue=delivery.queue)
@@ -160,19 +152,6 @@ class Lane:
         finally:
             current_context.reset(token)
 
-    async def _attempt(self, delivery: Delivery, context: Context, *, hold: bool) -> Outcome:
-        outcome = await self._run_among_others(delivery, context)
-        held_until = asyncio.get_running_loop().time() + _LONGEST_HOLD_S
-        while hold and isinstance(outcome, Paused) and await self._pause(held_until):
-            if not delivery.is_live:
-                break
-            outcome = await self._run_among_others(delivery, context)
-        return outcome
-
-    async def _run_among_others(self, delivery: Delivery, context: Context) -> Outcome:
-        async with self._solitude.among_others():
-            return await self._run(delivery, context)
-
     async def settle(self, delivery: Delivery, outcome: Outcome, envelope: Envelope | None) -> None:
         """End the delivery; returns as `Settlement.settle` does."""
         message_id = envelope.id if envelope else None
@@ -180,27 +159,21 @@ class Lane:
 
     async def _run(self, delivery: Delivery, context: Context) -> Outcome:
         """One run of the handler, and what it tells the kill switch."""
-        switch = self.execution.switch
-        was_closed = switch is None or switch.state == "closed"
         outcome = await self.execution.run(delivery, context)
-        if switch is not None and was_closed != (switch.state == "closed"):
+        switch = self.execution.switch
+        if switch is None:
+            return outcome
+        if self._is_open != (switch.state != "closed"):
+            self._is_open = not self._is_open
             self._traffic.switched.set()
-            if was_closed:
+            if self._is_open:
                 why = outcome.why if isinstance(outcome, Paused) else ""
                 log.warning("kill switch open, the queue pauses", queue=delivery.queue, why=why)
             else:
                 log.warning("kill switch closed, the queue goes on", queue=delivery.queue)
+        elif isinstance(outcome, Paused):
+            self._traffic.switched.set()
         return outcome
-
-    async def _pause(self, until: float) -> bool:
-        """Wait for the next probe with the message in hand; False when it should be let go.
-
-        Handing it back for each probe would use up its delivery limit, before RabbitMQ 4.3.
-        """
-        if self.execution.switch is None or asyncio.get_running_loop().time() >= until:
-            return False
-        await self.until_probe()
-        return not self._traffic.stop_asked.is_set()
 
     async def until_probe(self) -> None:
         """Wait for the next probe while the kill switch is open, though not beyond a stop."""

@@ -50,9 +50,9 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """The attempt failed because a dependency is down: it does not count, and the queue pauses."""
+    """A dependency is down: the queue pauses, and this one goes to its end, as if never tried."""
 
-    why: str
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,11 @@ def is_suspect(delivery: Delivery, *, counted: bool) -> bool:
     return returns >= SUSPECT_RETURNS
 
 
+def would_be_suspect(delivery: Delivery, *, counted: bool) -> bool:
+    """Whether handing it back now would make it one."""
+    return not counted or (delivery.returns or 0) + 1 >= SUSPECT_RETURNS
+
+
 class Quarantine:
     """Takes from one quarantine queue."""
 

@@ -60,7 +60,7 @@ class Settlement:
 
     def __init__(
         self,
-        queue: str,
+        queue: Queue,
         *,
         dead_letters: Queue,
         quarantine: Queue,
@@ -69,7 +69,7 @@ class Settlement:
         connection: Connection,
         counts: Counts,
     ) -> None:
-        self.retry_queues = {delay_s: retry_queue_of(queue, delay_s) for delay_s in delays_s}
+        self.retry_queues = {delay_s: retry_queue_of(queue.name, delay_s) for delay_s in delays_s}
         self._queue = queue
         self._dead_letters = dead_letters
         self._quarantine = quarantine
@@ -126,13 +126,17 @@ class Settlement:
                     self._counts.quarantined += 1
                     log.warning("came back unsettled, to be run alone", returns=returns)
             case HandedBack() | Paused():
-                await delivery.hand_back()
+                # Handed back it would count as returned, and come before all others again.
+                if not isinstance(outcome, Paused) or not await self._put_into(
+                    self._queue, delivery, None, message_id, insist=False
+                ):
+                    await delivery.hand_back()
                 self._counts.handed_back += 1
 
     async def _retry_queue(self, delivery: Delivery, delay_s: float) -> Queue | None:
         """Where to wait for so long; None when the delivery's channel is gone."""
         if delay_s not in self.retry_queues:
-            queue = retry_queue_of(self._queue, delay_s)
+            queue = retry_queue_of(self._queue.name, delay_s)
             if await self._declared(queue, delivery):
                 self.retry_queues[delay_s] = queue
             elif delivery.is_live:
@@ -153,9 +157,18 @@ class Settlement:
         return self.retry_queues[nearest]
 
     async def _put_into(
-        self, queue: Queue, delivery: Delivery, failure: Failure | None, message_id: str | None
+        self,
+        queue: Queue,
+        delivery: Delivery,
+        failure: Failure | None,
+        message_id: str | None,
+        *,
+        insist: bool = True,
     ) -> bool:
-        """Publish the message to its next queue and ack it here; False when its channel is gone."""
+        """Publish the message to its next queue and ack it here; False when its channel is gone.
+
+        Tried again until it succeeds; if not to `insist`, False when it can't be published.
+        """
         failure = failure or _unchanged(delivery)
         properties = _properties(delivery, failure, message_id)
         attempt = 0
@@ -170,6 +183,9 @@ class Settlement:
                 log.warning("put aside without its own headers", error=str(error))
                 properties = _bare_properties(properties, failure)
             except BrokerError as error:
+                if not insist:
+                    log.warning("can't put it aside", to=queue.name, error=str(error))
+                    return False
                 attempt += 1
                 log.warning("can't put it aside, trying again", to=queue.name, error=str(error))
                 await asyncio.sleep(backoff_s(attempt))
