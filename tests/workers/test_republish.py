@@ -15,7 +15,9 @@ from typing import Any
 
 import pamqp.encode
 import pytest
+from structlog.testing import capture_logs
 
+from evworker.broker import BrokerVersion
 from evworker.workers import Context, Retry
 from tests.waiting import eventually
 from tests.workers.stage import SOON, OrderPlaced, OutOfLuckError, Seen, Stage, headers_of
@@ -336,3 +338,42 @@ async def test_priority_decides_who_is_next_and_survives_a_retry(
     await stage.work(plugin)
     assert [event.order_id for event in seen.events[4:]] == ["5", "3", "1", "0"]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# What came before the broker's limit was lowered: a copy of it would be refused for ever
+
+
+@pytest.mark.parametrize("retry", [Retry(), Retry(SOON)], ids=["dead letter", "retry"])
+async def test_what_is_too_large_for_a_copy_is_dead_lettered_by_the_broker(
+    stage: Stage, retry: Retry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BrokerVersion, "max_message_bytes", 20)
+    plugin = stage.plugin(fail, OrderPlaced, retry=retry)
+    await stage.declare(plugin)
+    body = b'{"order_id": "too long by one"}'
+    await stage.send(body, headers={"tenant": "acme"})
+    with capture_logs() as logs:
+        worker = await stage.work(plugin)
+    assert worker.counts.dead_lettered == {"failed": 1}
+    letter = await stage.letter(plugin.consumers[0].queue)
+    assert letter.body == body
+    assert headers_of(letter) == {"tenant": "acme"}
+    (told,) = (line for line in logs if "too large" in line["event"])
+    assert (told["reason"], told["error"]) == ("failed", "no luck")
+
+
+async def test_where_the_broker_could_lose_it_it_is_held(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BrokerVersion, "max_message_bytes", 20)
+    plugin = stage.plugin(fail, OrderPlaced, priorities=2)
+    queue = plugin.consumers[0].queue
+    await stage.declare(plugin)
+    await stage.send(b'{"order_id": "too long by one"}')
+    with capture_logs() as logs:
+        async with stage.working(plugin) as worker:
+            await eventually(lambda: [line for line in logs if line.get("to") == f"{queue}.dlq"])
+            worker.stop()
+            worker.stop()
+    assert worker.counts.dead_lettered == {}
+    assert await stage.waiting_in(queue) == 1

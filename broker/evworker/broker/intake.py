@@ -24,7 +24,7 @@ from evworker.broker.channels import (
 from evworker.broker.errors import BrokerError, QueueNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from pamqp.common import FieldValue
@@ -87,11 +87,7 @@ class Delivery:
 
     async def ack(self) -> bool:
         """Tell the broker that the message is done with; False when its channel is gone."""
-        try:
-            await written(self._channel, self._channel.basic_ack(self._tag, wait=False))
-        except _GONE:
-            return False
-        return True
+        return await self._settle(self._channel.basic_ack(self._tag, wait=False))
 
     async def hand_back(self) -> bool:
         """Give the message back unharmed, to be delivered again; False when its channel is gone.
@@ -99,9 +95,18 @@ class Delivery:
         A nack and not a reject: from 4.3 on only the latter counts as a failed delivery
         (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
         """
+        return await self._settle(self._channel.basic_nack(self._tag, requeue=True, wait=False))
+
+    async def reject(self) -> bool:
+        """Have the broker itself dead-letter the message; False when its channel is gone.
+
+        Safe only where the queue dead-letters at least once.
+        """
+        return await self._settle(self._channel.basic_reject(self._tag, requeue=False, wait=False))
+
+    async def _settle(self, settlement: Awaitable[None]) -> bool:
         try:
-            nack = self._channel.basic_nack(self._tag, requeue=True, wait=False)
-            await written(self._channel, nack)
+            await written(self._channel, settlement)
         except _GONE:
             return False
         return True

@@ -83,6 +83,10 @@ class Counts:
     dead_lettered: dict[str, int] = field(default_factory=dict)
     """By reason."""
 
+    def dead_letter(self, reason: str) -> None:
+        """Count one more."""
+        self.dead_lettered[reason] = self.dead_lettered.get(reason, 0) + 1
+
     @property
     def settled(self) -> int:
         """All that ended here: not those handed back or quarantined."""

@@ -18,6 +18,7 @@ from evworker.broker import (
     BrokerError,
     Failure,
     HeadersError,
+    MessageTooLargeError,
     TopologyMismatchError,
     UnroutableError,
     format_duration,
@@ -107,8 +108,7 @@ class Settlement:
                     )
             case DeadLettered(failure=failure):
                 if await self._put_into(self._dead_letters, delivery, failure, message_id):
-                    reasons = self._counts.dead_lettered
-                    reasons[failure.reason] = reasons.get(failure.reason, 0) + 1
+                    self._counts.dead_letter(failure.reason)
                     log.error(
                         "dead-lettered",
                         reason=failure.reason,
@@ -186,6 +186,9 @@ class Settlement:
                 if not insist:
                     log.warning("can't put it aside", to=queue.name, error=str(error))
                     return False
+                if isinstance(error, MessageTooLargeError) and self._may_reject(delivery):
+                    await self._reject(delivery, failure, error)
+                    return False
                 attempt += 1
                 log.warning("can't put it aside, trying again", to=queue.name, error=str(error))
                 await asyncio.sleep(backoff_s(attempt))
@@ -193,6 +196,28 @@ class Settlement:
                     await self._declared(queue, delivery)
             raise_if_cancelled()
         return False
+
+    def _may_reject(self, delivery: Delivery) -> bool:
+        """Whether what is rejected is certain to become a dead letter: not in a classic queue."""
+        known = (self._queue, self._quarantine)
+        arguments = next(queue.arguments for queue in known if queue.name == delivery.queue)
+        return arguments.get("x-dead-letter-strategy") == "at-least-once"
+
+    async def _reject(self, delivery: Delivery, failure: Failure, error: BrokerError) -> None:
+        """Have the broker move what it would not take again: it came before its limit was lowered.
+
+        The failure is not on the letter then, and in the log only.
+        """
+        if await delivery.reject():
+            self._counts.dead_letter(failure.reason)
+            log.error(
+                "dead-lettered as it came, too large to be published again",
+                reason=failure.reason,
+                dead_letter_queue=self._dead_letters.name,
+                error_type=failure.error_type,
+                error=failure.error_message,
+                limit=str(error),
+            )
 
     async def _declared(self, queue: Queue, delivery: Delivery) -> bool:
         """Declare a queue of ours; False when that can't be, or the channel is gone."""
