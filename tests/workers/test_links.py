@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pamqp import commands, frame
+from structlog.testing import capture_logs
 
 from evworker.broker.intake import Intake
 from evworker.workers import Context, Retry, RetryAfter, Worker
@@ -234,17 +235,22 @@ async def test_a_wait_that_may_not_be_declared_becomes_the_nearest_that_there_is
     assert len(seen) == 1
 
 
-async def test_a_longer_wait_than_any_becomes_the_longest(stage: Stage, wire: Wire) -> None:
+async def test_a_longer_wait_than_any_becomes_the_longest_and_is_told(
+    stage: Stage, wire: Wire
+) -> None:
     async def charge(event: Any, ctx: Context) -> None:
         raise RetryAfter("2d")
 
     queue = stage.queue("charge")
     plugin = stage.plugin(charge, OrderPlaced, retry=Retry("1m", "1h"))
-    async with stage.working(plugin, url=wire.url) as worker:
-        wire.from_client = forbidden(f"{queue}.retry.2d")
-        await stage.publish(OrderPlaced(order_id="1"))
-        await eventually(lambda: worker.counts.retried == 1)
-        assert await stage.waiting_in(f"{queue}.retry.1h") == 1
+    with capture_logs() as logs:
+        async with stage.working(plugin, url=wire.url) as worker:
+            wire.from_client = forbidden(f"{queue}.retry.2d")
+            await stage.publish(OrderPlaced(order_id="1"))
+            await eventually(lambda: worker.counts.retried == 1)
+            assert await stage.waiting_in(f"{queue}.retry.1h") == 1
+    (told,) = (line for line in logs if "shortened" in line)
+    assert (told["asked"], told["delay"], told["shortened"]) == ("2d", "1h", True)
 
 
 async def test_a_queue_that_is_gone_and_may_not_be_declared_is_asked_for_ever_more_rarely(

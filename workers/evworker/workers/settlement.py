@@ -146,13 +146,17 @@ class Settlement:
         return self.retry_queues[delay_s]
 
     def _nearest(self, delay_s: float) -> Queue:
-        """Where its own queue can't be: the shortest wait that is long enough, or the longest."""
+        """Where its own queue can't be: the shortest wait that is long enough, or the longest.
+
+        Only the latter shortens a wait, and only one that a handler asked for.
+        """
         known = sorted(self.retry_queues)
         nearest = next((known_s for known_s in known if known_s >= delay_s), known[-1])
         log.warning(
             "can't declare a queue for this wait, using another",
             asked=format_duration(delay_s),
             delay=format_duration(nearest),
+            shortened=nearest < delay_s,
         )
         return self.retry_queues[nearest]
 
