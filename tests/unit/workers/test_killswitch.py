@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evworker.broker import ConsumerError
-from evworker.workers import DeadLetter, Discard, KillSwitch, RetryAfter
+from evworker.workers import DeadLetter, Discard, HandlerTimeoutError, KillSwitch, RetryAfter
 from evworker.workers.killswitch import SwitchState
 
 SETTINGS = KillSwitch(ConnectionError, failures=3, share=0.5, window="10s", pause="5s")
@@ -102,3 +102,9 @@ def test_an_error_in_a_group_matches() -> None:
     refused = ExceptionGroup("unhandled errors in a TaskGroup", [ConnectionRefusedError()])
     assert SETTINGS.matches(ExceptionGroup("two", [ValueError(), refused]))
     assert not SETTINGS.matches(ExceptionGroup("one", [ValueError()]))
+
+
+def test_a_handler_that_hangs_matches_as_any_timeout_does() -> None:
+    late = HandlerTimeoutError("charge took longer than its timeout of 1s")
+    assert KillSwitch(TimeoutError).matches(late)
+    assert str(late) == "charge took longer than its timeout of 1s"

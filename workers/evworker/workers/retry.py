@@ -180,7 +180,7 @@ def causes_in(error: BaseException) -> tuple[BaseException, ...]:
     return tuple(cause for inner in error.exceptions for cause in causes_in(inner))
 
 
-class HandlerTimeoutError(EvworkerError):
+class HandlerTimeoutError(EvworkerError, TimeoutError):
     """A handler took longer than its consumer's timeout, and was cancelled."""
 
 
