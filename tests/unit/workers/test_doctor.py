@@ -355,6 +355,13 @@ def test_waiting_for_a_handler_counts(
     assert f"prefetch={concurrency}" in finding.fix
 
 
+def test_what_may_hold_an_event_is_told() -> None:
+    findings = diagnose(seen(plugin_of(prefetch=20, concurrency=10, timeout="5m")))
+    (told,) = (one.found for one in findings if one.found.startswith("handlers hold an event"))
+    assert "for 10m at most, waiting included" in told
+    assert "while another runs alone, from a quarantine," in told
+
+
 def test_consumers_of_one_queue_share_its_prefetch() -> None:
     plugin = plugin_of(prefetch=10, concurrency=10, timeout="5m")
     plugin.consumer(

@@ -88,7 +88,8 @@ def _held(consumer: Consumer, prefetch: int, ack_timeout_s: float) -> Finding:
         "ok",
         "ack-timeout",
         name,
-        f"an event is held for {format_duration(held_s)} at most, waiting included ({held})",
+        f"handlers hold an event for {format_duration(held_s)} at most, waiting included ({held}); "
+        "while another runs alone, from a quarantine, or the broker takes no copies, for longer",
     )
 
 
