@@ -20,6 +20,7 @@ def no_broker(evworker: Command) -> None:
         (("replay", "q", "--reason", "crashd"), "no reason 'crashd'; did you mean 'crashed'?"),
         (("purge", "q", "--yes", "--topic", "a..b"), "the topic pattern 'a..b' has an empty word"),
         (("replay", "q", "--rate", "0"), "Invalid value for '--rate'"),
+        (("replay", "q", "--rate", "nan"), "Invalid value for '--rate'"),
         (("export", "q", "--limit", "0"), "Invalid value for '--limit'"),
         (
             ("replay", "q", "--to", "q.dlq"),

@@ -10,6 +10,7 @@ from pamqp.header import ContentHeader
 
 from evworker.broker import Letter
 from evworker.cli import letters
+from evworker.cli.rendering import escaped, printable
 from tests.broker.deadletters.letters import failed
 
 
@@ -46,3 +47,10 @@ def test_what_was_made_up_as_it_was_read_is_not_shown(
     shown = capsys.readouterr().out
     assert "orders.placed  without id" in shown
     assert '"id"' not in shown
+
+
+@pytest.mark.parametrize("mark", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+def test_marks_that_reorder_what_is_shown_are_shown_themselves(mark: str) -> None:
+    told = f"paid {mark}9.90\t€, naïve عربي"
+    assert printable(told) == told.replace(mark, f"\\u{ord(mark):04x}")
+    assert escaped(mark.encode()) == f"\\u{ord(mark):04x}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, TypeVar
 
 import click
@@ -34,6 +35,21 @@ def seconds(value: str | float) -> float:
     if not 0 <= number < float("inf"):
         raise click.BadParameter(f"{value!r} is not a duration; write for example 30s or 5m.")
     return number
+
+
+class Rate(click.FloatRange):
+    """The type of numbers a second: above 0; not ``nan``, which no comparison refuses."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        rate: float = super().convert(value, param, ctx)
+        if not isfinite(rate):
+            self.fail(f"{value!r} is no number of so many a second.", param, ctx)
+        return rate
 
 
 def flatten(

@@ -113,7 +113,7 @@ class _Request:
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Rate(),
     metavar="R",
     help="At most so many events a second, spread evenly.",
 )

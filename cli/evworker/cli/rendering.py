@@ -11,6 +11,9 @@ import click
 
 GAP = "  "
 
+# Marks that have what follows shown from right to left, or in another order.
+_REORDERING = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+
 
 def on_terminal() -> bool:
     return sys.stdout.isatty()
@@ -47,15 +50,14 @@ def show_json_line(value: object) -> None:
 def printable(text: str) -> str:
     """The text without what a terminal would obey: anybody may have published it."""
     return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else _escape(char)
-        for char in text
+        char if char in "\n\t" or not _is_obeyed(char) else _escape(char) for char in text
     )
 
 
 def escaped(body: bytes) -> str:
     """Bytes as text; what is no UTF-8, and no printable character, as escapes."""
     text = body.decode("utf-8", "backslashreplace")
-    return "".join(_escape(char) if unicodedata.category(char) == "Cc" else char for char in text)
+    return "".join(_escape(char) if _is_obeyed(char) else char for char in text)
 
 
 def clock_time(time: datetime | None) -> str:
@@ -80,6 +82,10 @@ def age(seconds: float) -> str:
 def counted(number: int, noun: str, plural: str | None = None) -> str:
     """``1 queue``, ``1,200 queues``."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _is_obeyed(char: str) -> bool:
+    return char in _REORDERING or unicodedata.category(char) in ("Cc", "Cs")
 
 
 def _escape(char: str) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @selection.limit("Replay at most so many, oldest first.")
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Rate(),
     metavar="R",
     help="At most so many letters a second, spread evenly.",
 )
