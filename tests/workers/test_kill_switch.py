@@ -141,6 +141,41 @@ async def test_nothing_is_held_while_the_queue_pauses(stage: Stage) -> None:
     assert not left[1].redelivered
 
 
+async def test_one_is_tried_at_a_time_and_then_as_many_as_ever(stage: Stage) -> None:
+    up, tried, running, together = False, 0, 0, asyncio.Event()
+
+    async def fail() -> None:
+        nonlocal tried
+        tried += 1
+        await asyncio.sleep(0.01)  # long enough to meet another, if there were one
+        assert tried <= 3 or running == 1
+        raise ConnectionRefusedError
+
+    async def handle(event: OrderPlaced, ctx: Context) -> None:
+        nonlocal running
+        running += 1
+        try:
+            if not up:
+                await fail()
+            if running == 3:
+                together.set()
+            if worker.counts.handled:
+                await together.wait()
+        finally:
+            running -= 1
+
+    switch = KillSwitch(ConnectionError, failures=1, pause="20ms")
+    plugin = stage.plugin(handle, OrderPlaced, concurrency=3, kill_switch=switch)
+    await stage.declare(plugin)
+    for number in range(9):
+        await stage.publish(OrderPlaced(order_id=str(number)))
+    async with stage.working(plugin) as worker:
+        await eventually(lambda: tried > 8)
+        up = True
+        await eventually(lambda: worker.counts.handled == 9)
+    assert worker.counts.dead_lettered == {}
+
+
 async def test_a_burst_outlasts_a_pause(stage: Stage) -> None:
     runs: list[str] = []
 

@@ -14,6 +14,7 @@ one of its consumers is open, nothing is taken; then one message at a time, unti
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from evworker.broker import Connection, Publisher, Topology
     from evworker.workers.consumer import Consumer
     from evworker.workers.inbox import Inbox
-    from evworker.workers.killswitch import SwitchState
+    from evworker.workers.killswitch import State, SwitchState
     from evworker.workers.outcome import Counts, Outcome
     from evworker.workers.solitude import Solitude
 
@@ -115,8 +116,6 @@ class Feed:
             )
             for consumer in self.consumers
         ]
-        switches = (lane.execution.switch for lane in self._lanes)
-        self._switches = [switch for switch in switches if switch is not None]
         self._quarantine = Quarantine(
             quarantine_queue(queue),
             connection=shared.connection,
@@ -151,8 +150,11 @@ class Feed:
                 self._spawn(lane.work())
         self._spawn(self._quarantine.run())
         attempt = 0
-        while not self._traffic.stop_asked.is_set():
-            await self._pause()
+        while True:
+            await self._until_probe()
+            if self._traffic.stop_asked.is_set():
+                return
+            self._traffic.switched.clear()
             try:
                 intake = await self._subscribe(again=attempt > 0)
             except (BrokerRefusedError, TopologyMismatchError):
@@ -179,8 +181,7 @@ class Feed:
             await apply_topology(self._connection, self._topology)
         self._traffic.quiet.clear()
         prefetch = sum(consumer.prefetch for consumer in self.consumers)
-        probing = any(switch.state != "closed" for switch in self._switches)
-        prefetch = 1 if probing else min(prefetch, LARGEST_PREFETCH)
+        prefetch = 1 if self._switches("open", "probing") else min(prefetch, LARGEST_PREFETCH)
         try:
             if again or self._intake is None:
                 self._intake = await Intake.open(
@@ -193,17 +194,19 @@ class Feed:
             raise
         return self._intake
 
-    async def _pause(self) -> None:
-        """Wait while a kill switch is open."""
-        while opened := self._open_switches():
+    async def _until_probe(self) -> None:
+        """Wait while a kill switch is open, though not beyond a stop."""
+        while (opened := self._switches("open")) and not self._traffic.stop_asked.is_set():
             now = asyncio.get_running_loop().time()
-            await asyncio.sleep(max(switch.probe_due_s(now) for switch in opened))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(switch.probe_due_s(now) for switch in opened)):
+                    await self._traffic.stop_asked.wait()
             for switch in opened:
                 switch.probe()
-        self._traffic.switched.clear()
 
-    def _open_switches(self) -> list[SwitchState]:
-        return [switch for switch in self._switches if switch.state == "open"]
+    def _switches(self, *states: State) -> list[SwitchState]:
+        switches = (lane.execution.switch for lane in self._lanes)
+        return [switch for switch in switches if switch is not None and switch.state in states]
 
     async def _is_lost(self, intake: Intake) -> bool:
         """Wait until a subscription ends; False when it was ended here: a stop, a kill switch."""
@@ -221,7 +224,7 @@ class Feed:
             else:
                 await intake.stop()
             self._traffic.quiet.set()
-            if lost or self._open_switches():
+            if lost or self._switches("open", "probing"):
                 await self._hand_back_waiting(unsuspected=True)
             return lost
         finally:
@@ -335,10 +338,6 @@ class Feed:
             await lane.attempt(delivery, envelope, alone=True, uncounted=Quarantined(crashes))
         finally:
             self._traffic.end()
-
-    async def _until_probe(self) -> None:
-        for lane in self._lanes:
-            await lane.until_probe()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -174,13 +174,3 @@ class Lane:
         elif isinstance(outcome, Paused):
             self._traffic.switched.set()
         return outcome
-
-    async def until_probe(self) -> None:
-        """Wait for the next probe while the kill switch is open, though not beyond a stop."""
-        switch, now = self.execution.switch, asyncio.get_running_loop().time()
-        if switch is None or switch.state != "open":
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(switch.probe_due_s(now)):
-                await self._traffic.stop_asked.wait()
-        switch.probe()
