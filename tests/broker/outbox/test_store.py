@@ -87,7 +87,8 @@ async def test_after_its_lease_a_claim_ends_nothing(
     await let_time_pass(engine)
     fresh = await claimed(quick)
     assert fresh.seqs == [seq]
-    assert await slow.read(stale) == []
+    if stale.rows is None:  # MariaDB returns nothing of an update, they are read later
+        assert await slow.read(stale) == []
     assert await slow.settle(stale.token, [seq]) == 0
     assert await slow.release(stale.token, [seq]) == 0
     assert await slow.postpone(stale.token, [seq], delay_s=1.0, error="late") == 0

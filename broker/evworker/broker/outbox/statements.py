@@ -85,20 +85,17 @@ CLAIM = (
         due_at=_from_now("lease"),
     )
 )
-READ = (
-    select(
-        outbox.c.seq,
-        outbox.c.event_id,
-        outbox.c.topic,
-        outbox.c.key,
-        outbox.c.body,
-        outbox.c.priority,
-        outbox.c.headers,
-        outbox.c.attempts,
-    )
-    .where(_MINE)
-    .order_by(outbox.c.seq)
+CLAIMED_ROW = (
+    outbox.c.seq,
+    outbox.c.event_id,
+    outbox.c.topic,
+    outbox.c.key,
+    outbox.c.body,
+    outbox.c.priority,
+    outbox.c.headers,
+    outbox.c.attempts,
 )
+READ = select(*CLAIMED_ROW).where(_MINE).order_by(outbox.c.seq)
 
 
 # A lease that ends later than any could was given before the clock was set back.

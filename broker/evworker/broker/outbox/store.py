@@ -8,8 +8,8 @@ that are ready, and nothing remembers anything.
 Order per key needs every relay to see what the others hold. Claims are therefore made one at a
 time, behind the row of `locks` that is named "outbox", and each statement reads what is committed
 when it begins. That is also why rows are not skipped while they are locked: whoever skips the first
-row of a key takes the second. The lock is held for a few milliseconds; bodies are read after it,
-and nothing is locked while a relay talks to the broker.
+row of a key takes the second. The lock is held for a few milliseconds, and
+nothing is locked while a relay talks to the broker.
 
 A claim ends with its lease, by the database's clock. What is done in its name later does nothing:
 each claim draws a token, and every statement that ends one asks for that token.
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _BYTES_AT_ONCE = 16 * 1024 * 1024
-_PROMOTE_EVERY_S = 0.1
+_PROMOTE_EVERY_S = 1.0
 _LONGEST_ERROR = 2_000
 _STALE_S = 60.0
 
@@ -66,6 +66,8 @@ class Claim:
     seqs: list[int]
     until: float
     """By `time.monotonic()`: nothing may be published in this claim's name after it."""
+    rows: list[ClaimedRow] | None
+    """In order, where the database returns what it updates; else `OutboxStore.read` has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ class OutboxStore:
         self._engine = engine
         self._is_sqlite = engine.dialect.name == "sqlite"
         self._is_postgresql = engine.dialect.name == "postgresql"
+        self._returns_updated = engine.dialect.update_returning
         self._promote_at = 0.0
 
     async def claim(self, limit: int) -> Claim | None:
@@ -130,22 +133,18 @@ class OutboxStore:
         with database_errors(self._engine, "claim events"):
             async with self._transaction() as connection:
                 await self._lock(connection)
-                if started >= self._promote_at:
-                    await self._promote(connection)
-                    self._promote_at = started + _PROMOTE_EVERY_S
-                seqs = await self._choose(connection, limit)
+                seqs = await self._choose_or_promote(connection, limit, started)
                 if not seqs:
                     return None
                 token = str(uuid4())
-                await connection.execute(
-                    statements.CLAIM.where(self._among(seqs)),
-                    {"token": token, "relay": self.name, "lease": self.lease_s},
-                )
+                rows = await self._take(connection, token, seqs)
         margin_s = min(self.lease_s * _MARGIN, _LONGEST_MARGIN_S)
-        return Claim(token, seqs, started + self.lease_s - margin_s)
+        return Claim(token, seqs, started + self.lease_s - margin_s, rows)
 
     async def read(self, claim: Claim) -> list[ClaimedRow]:
         """The claim's rows, in order; fewer if its lease is over."""
+        if claim.rows is not None:
+            return claim.rows
         with database_errors(self._engine, "read events"):
             async with self._single_statements() as connection:
                 rows = await connection.execute(
@@ -295,6 +294,31 @@ class OutboxStore:
         due = (await connection.scalars(statements.DUE, too_far)).all()
         if due:
             await connection.execute(statements.PROMOTE.where(self._among(due)), too_far)
+
+    async def _choose_or_promote(
+        self, connection: AsyncConnection, limit: int, now: float
+    ) -> list[int]:
+        """What may be claimed; what has become due is looked for each second, or if it is none."""
+        due_was_seen = now >= self._promote_at
+        if due_was_seen:
+            await self._promote(connection)
+            self._promote_at = now + _PROMOTE_EVERY_S
+        seqs = await self._choose(connection, limit)
+        if not seqs and not due_was_seen:
+            await self._promote(connection)
+            seqs = await self._choose(connection, limit)
+        return seqs
+
+    async def _take(
+        self, connection: AsyncConnection, token: str, seqs: list[int]
+    ) -> list[ClaimedRow] | None:
+        claim = statements.CLAIM.where(self._among(seqs))
+        values = {"token": token, "relay": self.name, "lease": self.lease_s}
+        if not self._returns_updated:
+            await connection.execute(claim, values)
+            return None
+        taken = await connection.execute(claim.returning(*statements.CLAIMED_ROW), values)
+        return sorted((ClaimedRow(*row) for row in taken), key=lambda row: row.seq)
 
     async def _choose(self, connection: AsyncConnection, limit: int) -> list[int]:
         chosen: list[int] = []
