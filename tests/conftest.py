@@ -24,8 +24,9 @@ from tests.logins import NoServiceError, broker_version
 from tests.services import BROKER_VARIABLE, DATABASE_VARIABLE, MYSQL_VARIABLE
 from tests.services import broker_urls as listed_broker_urls
 
-COMMANDS = Path(__file__).parent / "cli"
-"""Tests of the command run on one broker: what differs between brokers is tested below it."""
+_HERE = Path(__file__).parent
+ON_ONE_BROKER = {_HERE / "cli", _HERE / "broker" / "outbox", _HERE / "workers" / "transactions"}
+"""Where what differs between brokers is tested in the rooms below."""
 
 
 class Cleanup:
@@ -99,7 +100,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _brokers(metafunc: pytest.Metafunc) -> tuple[list[str], list[str]]:
     """The URLs that the test runs on, and what they are called."""
     urls = listed_broker_urls()
-    if COMMANDS in metafunc.definition.path.parents and not any(
+    if ON_ONE_BROKER.intersection(metafunc.definition.path.parents) and not any(
         metafunc.definition.iter_markers("every_broker")
     ):
         urls = urls[-1:]
