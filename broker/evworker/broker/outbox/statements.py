@@ -7,13 +7,15 @@ nothing.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
+    Delete,
     Float,
     String,
     Subquery,
+    Update,
     and_,
     bindparam,
     case,
@@ -29,10 +31,36 @@ from sqlalchemy import (
 )
 
 from evworker.broker.database.schema import OUTBOX_LOCK
-from evworker.broker.database.tables import State, locks, outbox, seconds_from_now, utc_now
+from evworker.broker.database.tables import (
+    BY_KEY,
+    State,
+    locks,
+    outbox,
+    seconds_from_now,
+    utc_now,
+)
 
 PROMOTED_AT_ONCE = 5_000
 PRUNED_AT_ONCE = 5_000
+
+_Write = TypeVar("_Write", Update, Delete)
+
+
+_MYSQL = ("mysql", "mariadb")
+
+
+def _by_its_number(statement: _Write) -> _Write:
+    """Have MySQL look up rows by `seq`, and nothing else.
+
+    Left to itself it may read all of a small table, and then it waits at each row that somebody
+    has written and not committed: a relay would stand still for as long as any of its writers.
+    """
+    for dialect in _MYSQL:
+        if isinstance(statement, Delete):
+            # Only the form for several tables takes a hint.
+            statement = statement.prefix_with(outbox.name, dialect=dialect)
+        statement = statement.with_hint("FORCE INDEX (PRIMARY)", dialect_name=dialect)
+    return statement
 
 
 def _from_now(parameter: str) -> seconds_from_now:
@@ -55,11 +83,17 @@ def _is_behind_another() -> ColumnElement[bool]:
     A scheduled row, which nobody has tried yet, joins its key's line when it is due.
     """
     earlier = outbox.alias("earlier")
-    return exists().where(
-        earlier.c.key == outbox.c.key,
-        earlier.c.seq < outbox.c.seq,
-        earlier.c.state.in_([_written("claimed"), _written("dead"), _written("waiting")]),
-        or_(earlier.c.state != _written("waiting"), earlier.c.attempts > 0),
+    found = select(earlier.c.seq)
+    for dialect in _MYSQL:
+        # Else it may read all that is claimed, for each row that is ready.
+        found = found.with_hint(earlier, f"FORCE INDEX ({BY_KEY})", dialect)
+    return exists(
+        found.where(
+            earlier.c.key == outbox.c.key,
+            earlier.c.seq < outbox.c.seq,
+            earlier.c.state.in_([_written("claimed"), _written("dead"), _written("waiting")]),
+            or_(earlier.c.state != _written("waiting"), earlier.c.attempts > 0),
+        )
     )
 
 
@@ -76,7 +110,7 @@ CLAIMABLE = (
     .limit(bindparam("most"))
 )
 CLAIM = (
-    update(outbox)
+    _by_its_number(update(outbox))
     .where(_is("ready"))
     .values(
         state="claimed",
@@ -120,7 +154,7 @@ DUE = union_all(
     select(select(outbox.c.seq).where(_TOO_FAR).limit(PROMOTED_AT_ONCE).subquery()),
 )
 PROMOTE = (
-    update(outbox)
+    _by_its_number(update(outbox))
     .where(
         or_(
             and_(
@@ -133,11 +167,17 @@ PROMOTE = (
     .values(state="ready", due_at=None, **_UNCLAIMED)
 )
 
-DELETE = delete(outbox).where(_MINE)
-KEEP = update(outbox).where(_MINE).values(state="sent", due_at=_from_now("keep"), **_UNCLAIMED)
-RELEASE = update(outbox).where(_MINE).values(state="ready", due_at=None, **_UNCLAIMED)
+DELETE = _by_its_number(delete(outbox)).where(_MINE)
+KEEP = (
+    _by_its_number(update(outbox))
+    .where(_MINE)
+    .values(state="sent", due_at=_from_now("keep"), **_UNCLAIMED)
+)
+RELEASE = (
+    _by_its_number(update(outbox)).where(_MINE).values(state="ready", due_at=None, **_UNCLAIMED)
+)
 POSTPONE = (
-    update(outbox)
+    _by_its_number(update(outbox))
     .where(_MINE)
     .values(
         state="waiting",
@@ -154,7 +194,7 @@ _BACK_OFF_VALUES: dict[str, Any] = {
     "last_error": bindparam("error"),
     **_UNCLAIMED,
 }
-_REFUSED = update(outbox).where(_MINE, outbox.c.seq == bindparam("row"))
+_REFUSED = _by_its_number(update(outbox)).where(_MINE, outbox.c.seq == bindparam("row"))
 BACK_OFF = _REFUSED.values(state="waiting", due_at=_from_now("delay"), **_BACK_OFF_VALUES)
 _IS_GIVEN_UP = func.coalesce(outbox.c.failed_since, utc_now()) <= _from_now("patience")
 BURY_OR_BACK_OFF = _REFUSED.values(
@@ -178,3 +218,4 @@ LOOK = select(
 PRUNABLE = (
     select(outbox.c.seq).where(_is("sent"), outbox.c.due_at <= utc_now()).limit(PRUNED_AT_ONCE)
 )
+PRUNE = _by_its_number(delete(outbox)).where(_is("sent"))

@@ -223,7 +223,7 @@ class OutboxStore:
                 seqs = (await connection.scalars(statements.PRUNABLE)).all()
         if not seqs:
             return 0
-        sent = delete(outbox).where(outbox.c.state == "sent", self._among(seqs))
+        sent = statements.PRUNE.where(self._among(seqs))
         return await self._run("prune the outbox", sent, {})
 
     async def beat(self, *, sent: int, per_second: int) -> None:
