@@ -76,6 +76,7 @@ class Database:
         """Raises DatabaseUrlError."""
         self._owns_engine = isinstance(database, str)
         at_once = sum(consumer.concurrency for consumer in consumers if consumer.transactional)
+        self._is_transactional = at_once > 0
         self._engine = (
             open_engine(database, connections=at_once + _SPARE_CONNECTIONS)
             if isinstance(database, str)
@@ -89,12 +90,15 @@ class Database:
     async def open(self) -> None:
         """Wait until the database is there, with our tables in it.
 
-        Raises DatabaseRefusedError and SchemaError, which waiting can't mend.
+        Raises DatabaseRefusedError, SchemaError and, where transactional consumers would have no
+        transactions, TransactionError: waiting can't mend them.
         """
         attempt = 0
         while True:
             try:
                 await check_tables(self._engine)
+                if self._is_transactional:
+                    await self.inbox.check()
             except DatabaseUnreachableError as error:
                 attempt += 1
                 log.warning("no database, trying again", error=str(error), attempt=attempt)

@@ -15,10 +15,16 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
-from evworker.broker import DatabaseUnreachableError, InvalidEventError, Outbox
+from evworker.broker import (
+    DatabaseUnreachableError,
+    InvalidEventError,
+    Outbox,
+    TransactionError,
+)
 from evworker.broker.backoff import backoff_s
 from evworker.broker.database.engine import address_of, database_errors
 from evworker.broker.database.tables import ID_CHARACTERS, inbox, seconds_from_now, utc_now
+from evworker.broker.envelope import new_id
 from evworker.workers.transaction import Transaction, guarded
 
 if TYPE_CHECKING:
@@ -53,6 +59,27 @@ class Inbox:
         # Its writers poll for their turn, and some never get it; a line is fair.
         self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else None
         self._is_away = False
+
+    async def check(self) -> None:
+        """Raise TransactionError if the database keeps what is rolled back.
+
+        An engine or a driver that commits by itself, or tables without transactions: the inbox row
+        of a failed attempt would stay, and its event be taken for a duplicate ever after.
+        """
+        row = {"consumer": "evworker check", "event_id": new_id()}
+        mine = (inbox.c.consumer == row["consumer"], inbox.c.event_id == row["event_id"])
+        with database_errors(self._engine, "try a transaction"):
+            async with self._engine.connect() as connection:
+                await connection.execute(self._insert, row)
+                await connection.rollback()
+                if await connection.scalar(select(inbox.c.event_id).where(*mine)) is None:
+                    return
+                await connection.execute(delete(inbox).where(*mine))
+                await connection.commit()
+        raise TransactionError(
+            f"{address_of(self._engine)} keeps what is rolled back, so there are no transactions; "
+            "leave out autocommit in the engine and in the URL, and on MySQL have InnoDB tables"
+        )
 
     async def begin(
         self, consumer: Consumer, envelope: Envelope, may_wait: Callable[[], bool]

@@ -2,12 +2,14 @@
 
 Nobody ends it but the attempt. A handler that commits is refused there and then; whatever else may
 have ended or broken it, a rollback, a deadlock, an error of a constraint that was caught, is found
-out before the commit, by looking whether the inbox row is still there.
+out before the commit: it must be the transaction that was begun, with the inbox row in it. The row
+alone would not tell, since a duplicate that waited for it writes the same one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sqlalchemy import CursorResult
+    from sqlalchemy.engine import ExceptionContext
 
     from evworker.broker import Envelope, Event, Outbox
 
@@ -50,6 +53,7 @@ class Transaction:
         self._ended = ended
         self._publishing = asyncio.Lock()
         self._row: dict[str, str] = {}
+        self._begun: object = None
         self._open = True
 
     async def insert(self, statement: Any, row: dict[str, str]) -> bool:
@@ -59,6 +63,7 @@ class Transaction:
         """
         self._row = row
         result = cast("CursorResult[Any]", await self.session.execute(statement, row))
+        self._begun = (await self.session.run_sync(Session.connection)).get_transaction()
         return result.rowcount > 0
 
     async def publish(
@@ -101,7 +106,12 @@ class Transaction:
 
     def _commit(self, session: Session) -> None:
         session.flush()
-        if session.execute(_STILL_THERE, self._row).first() is None:
+        connection = session.connection()
+        if (
+            connection.get_transaction() is not self._begun
+            or connection.info.get(_LOST) is self._begun
+            or session.execute(_STILL_THERE, self._row).first() is None
+        ):
             raise TransactionError(
                 "the handler's transaction was rolled back before the handler returned, so that "
                 "nothing of it can be committed; roll back a part with "
@@ -153,10 +163,31 @@ class Transaction:
 _may_commit: ContextVar[bool] = ContextVar("evworker_may_commit", default=False)
 
 
+# What ends a transaction when it is sent as text; MySQL commits it for each of `_COMMITS_ON_MYSQL`
+# too (https://mariadb.com/kb/en/sql-statements-that-cause-an-implicit-commit/).
+_BLANK = r"(\s|/\*(?!!).*?\*/|--[^\n]*\n)*"
+_ENDS = re.compile(
+    _BLANK + r"(COMMIT|END|ABORT|ROLLBACK(?!(\s+(WORK|TRANSACTION))?\s+TO))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_COMMITS_ON_MYSQL = re.compile(
+    _BLANK + r"(BEGIN|START\s+TRANSACTION|(CREATE|DROP)\s+(?!TEMPORARY\b)|ALTER|RENAME|TRUNCATE"
+    r"|LOCK\s+TABLES?|GRANT|REVOKE|ANALYZE|OPTIMIZE|REPAIR|FLUSH"
+    r"|SET\s+(SESSION\s+|@@|@@SESSION\.)?AUTOCOMMIT)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+# MySQL rolls all back for these, and begins another transaction with the next statement.
+_LOST_ALL = (1020, 1213)
+_LOST = "evworker lost"
+
+
 def guarded(engine: AsyncEngine) -> AsyncEngine:
-    """The engine, over the same pool, with every commit refused that is not the attempt's own."""
+    """The engine, over the same pool, with all refused that would end the attempt's transaction."""
     ours = engine.execution_options()
     event.listen(ours.sync_engine, "commit", _refuse)
+    event.listen(ours.sync_engine, "before_cursor_execute", _refuse_statement)
+    event.listen(ours.sync_engine, "handle_error", _remember)
     return ours
 
 
@@ -166,3 +197,20 @@ def _refuse(_connection: Connection) -> None:
             "the handler can't commit: its transaction is committed when it returns, together "
             "with the inbox row; remove the commit"
         )
+
+
+def _refuse_statement(
+    connection: Connection, _cursor: object, statement: str, *_others: object
+) -> None:
+    is_mysql = connection.dialect.name in ("mysql", "mariadb")
+    if _ENDS.match(statement) or (is_mysql and _COMMITS_ON_MYSQL.match(statement)):
+        raise TransactionError(
+            f"the handler can't send {statement.strip()[:40]!r}: it would end the transaction, "
+            "which is committed when the handler returns, together with the inbox row"
+        )
+
+
+def _remember(context: ExceptionContext) -> None:
+    number = next(iter(context.original_exception.args), None)
+    if number in _LOST_ALL and context.connection is not None:
+        context.connection.info[_LOST] = context.connection.get_transaction()
