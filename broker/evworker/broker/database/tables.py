@@ -111,8 +111,6 @@ _Name = String(ID_CHARACTERS).with_variant(
 )
 _Long = Text().with_variant(mysql.TEXT(charset="utf8mb4"), "mysql", "mariadb")
 
-BY_KEY = "evworker_outbox_by_key"
-
 outbox = Table(
     "evworker_outbox",
     metadata,
@@ -135,7 +133,7 @@ outbox = Table(
     Column("last_error", _Long),
     Index("evworker_outbox_in_order", "state", "seq"),
     Index("evworker_outbox_by_due_time", "state", "due_at", "seq"),
-    Index(BY_KEY, "key", "state", "seq"),
+    Index("evworker_outbox_by_key", "key", "state", "seq"),
 )
 """Events that a transaction has committed and that are to be published.
 

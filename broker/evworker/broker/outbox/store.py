@@ -323,7 +323,9 @@ class OutboxStore:
     async def _choose(self, connection: AsyncConnection, limit: int) -> list[int]:
         chosen: list[int] = []
         total = 0
-        for seq, size in await connection.execute(statements.CLAIMABLE, {"most": limit}):
+        is_mysql = not (self._is_sqlite or self._is_postgresql)
+        claimable: Any = statements.CLAIMABLE_ON_MYSQL if is_mysql else statements.CLAIMABLE
+        for seq, size in await connection.execute(claimable, {"most": limit}):
             total += size
             if chosen and total > _BYTES_AT_ONCE:
                 break
