@@ -23,9 +23,10 @@ def message_properties(
 ) -> spec.Basic.Properties:
     """What travels beside an envelope's body; raises HeadersError for what AMQP can't carry."""
     check_properties(envelope, priority)
-    attached: dict[str, Scalar] = (
-        {"traceparent": envelope.traceparent} if envelope.traceparent else {}
-    )
+    attached: dict[str, Scalar] = {}
+    # It may be another program's, handed on; one too long for a frame would end the connection.
+    if (traceparent := envelope.traceparent) and _is_short(traceparent):
+        attached["traceparent"] = traceparent
     if headers:
         attached |= checked_headers(headers)
     correlation_id = envelope.correlation_id

@@ -37,7 +37,7 @@ WAKE_CHANNEL = "evworker_outbox"
 _WAKE = f"pg_notify('{WAKE_CHANNEL}', '')"
 
 # MariaDB takes 16 MiB in a statement unless told otherwise, in which each byte may be escaped.
-_MYSQL_BODIES_BYTES = 4 * 1024 * 1024
+_MYSQL_ROWS_BYTES = 4 * 1024 * 1024
 
 When = Literal["at_once", "delayed", "at"]
 
@@ -80,11 +80,12 @@ def _within_a_statement(rows: Sequence[Row]) -> Iterator[list[Row]]:
     part: list[Row] = []
     size = 0
     for row in rows:
-        if part and size + len(row.body) > _MYSQL_BODIES_BYTES:
+        more = len(row.body) + len(row.headers or b"")
+        if part and size + more > _MYSQL_ROWS_BYTES:
             yield part
             part, size = [], 0
         part.append(row)
-        size += len(row.body)
+        size += more
     yield part
 
 
