@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import delete, update
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from evworker.broker import SchemaError
+from evworker.broker import ConfigurationError, SchemaError
 from evworker.broker.database.engine import open_engine
 from evworker.broker.database.tables import locks, outbox, seconds_from_now
 from evworker.broker.outbox import store as store_room
@@ -270,3 +270,17 @@ async def test_late_commits_are_never_passed_over(server: AsyncEngine) -> None:
         assert await store.settle(claim.token, later) == 2
         await late.commit()
     assert (await claimed(store)).seqs == [early_number]
+
+
+@pytest.mark.parametrize("lease_s", [0.5, 3601])
+def test_a_lease_has_bounds(lease_s: float) -> None:
+    with pytest.raises(ConfigurationError, match="1 second to 1 hour"):
+        OutboxStore(create_async_engine("sqlite+aiosqlite://"), name="tests", lease_s=lease_s)
+
+
+async def test_a_relay_with_a_shorter_lease_takes_nothing_of_another(
+    engine: AsyncEngine, make_store: MakeStore
+) -> None:
+    await write(engine, "a", None)
+    await claimed(make_store(lease_s=60))
+    assert await make_store(lease_s=20).claim(10) is None

@@ -84,11 +84,10 @@ class Relay:
         await relay.run()
 
     `batch` is how many rows one claim takes, and twice that may be on their way at once. `lease` is
-    how long a claim holds, and so how long the rows of a relay that has died wait for another; all
-    relays of an outbox should have the same. `keep` keeps what was sent for that long instead of
-    deleting it. A row that the broker refuses is dead once it was refused `dead_after_attempts`
-    times, the first time at least `dead_after` ago. `name` is what people see, and need not be
-    unique.
+    how long a claim holds, 1 second to 1 hour, and so how long the rows of a relay that has died
+    wait for another. `keep` keeps what was sent for that long instead of deleting it. A row that
+    the broker refuses is dead once it was refused `dead_after_attempts` times, the first time at
+    least `dead_after` ago. `name` is what people see, and need not be unique.
     """
 
     def __init__(  # noqa: PLR0913 - options, each of its own

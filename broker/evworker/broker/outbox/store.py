@@ -42,6 +42,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from evworker.broker.database.engine import database_errors
 from evworker.broker.database.schema import OUTBOX_LOCK
 from evworker.broker.database.tables import locks, outbox, relays, seconds_from_now, utc_now
+from evworker.broker.errors import ConfigurationError
 from evworker.broker.outbox import statements
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ _BYTES_AT_ONCE = 16 * 1024 * 1024
 _PROMOTE_EVERY_S = 1.0
 _LONGEST_ERROR = 2_000
 _STALE_S = 60.0
+
+# Relays may have leases of different lengths. What lies further ahead than any of them ends is from
+# before the clock was set back.
+_SHORTEST_LEASE_S = 1.0
+_LONGEST_LEASE_S = 3_600.0
 
 # A relay stops publishing this long before its lease is over, so that what it has sent is there by
 # the time that another may begin.
@@ -114,6 +120,9 @@ class OutboxStore:
     def __init__(
         self, engine: AsyncEngine, *, name: str, lease_s: float = 60.0, keep_s: float | None = None
     ) -> None:
+        """Raises ConfigurationError for a lease that is too short to be kept, or too long."""
+        if not _SHORTEST_LEASE_S <= lease_s <= _LONGEST_LEASE_S:
+            raise ConfigurationError(f"a lease of {lease_s:g} s must be 1 second to 1 hour")
         self.relay = str(uuid4())
         self.name = name[:255]
         self.lease_s = lease_s
@@ -290,7 +299,7 @@ class OutboxStore:
 
     async def _promote(self, connection: AsyncConnection) -> None:
         # Two statements, since MySQL has no LIMIT in the subquery of an UPDATE.
-        too_far = {"too_far": 2 * self.lease_s}
+        too_far = {"too_far": _LONGEST_LEASE_S}
         due = (await connection.scalars(statements.DUE, too_far)).all()
         if due:
             await connection.execute(statements.PROMOTE.where(self._among(due)), too_far)
