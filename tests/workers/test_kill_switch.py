@@ -72,8 +72,10 @@ async def test_a_dependency_that_is_down_costs_no_message(stage: Stage, restarts
         assert await stage.letters(queue) == []
         database.up = True
         # Within seconds: a machine that does other things as well may take some more.
-        await eventually(lambda: len(database.stored) == EVENTS, "all stored", timeout_s=20)
-    assert sorted(database.stored, key=int) == [str(number) for number in range(EVENTS)]
+        # A busy broker may forget acks of the worker that has stopped, so that some come twice.
+        await eventually(lambda: len(set(database.stored)) == EVENTS, "all stored", timeout_s=20)
+    assert set(database.stored) == {str(number) for number in range(EVENTS)}
+    assert len(database.stored) == EVENTS or restarts
     assert await stage.letters(queue) == []
 
 
