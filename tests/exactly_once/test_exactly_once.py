@@ -42,7 +42,7 @@ pytestmark = pytest.mark.broker
 
 SEED = int(os.environ.get("EVWORKER_TEST_SEED", "20111201"))
 ORDERS = int(os.environ.get("EVWORKER_TEST_ORDERS", "200"))
-DISTURBANCES = 6 + ORDERS // 200
+DISTURBANCES = ORDERS // 50
 PRODUCERS = 8
 RELAYS = 2
 WORKERS = 3
@@ -105,7 +105,7 @@ class Run:
             "EVWORKER_DATABASE_URL": database.url,
             "EVWORKER_BROKER_URL": broker.url,
         }
-        relay = ("outbox", "relay")
+        relay = ("outbox", "relay", "--lease", "5s")
         worker = ("run", "tests.exactly_once.shop", "--no-relay", "--log-format", "console")
         self.members = [
             *(Member(relay, environment, folder / f"relay {one}.log") for one in range(RELAYS)),

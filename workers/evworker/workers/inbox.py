@@ -93,15 +93,18 @@ class Inbox:
         _check_identity(envelope)
         row = {"consumer": consumer.name, "event_id": envelope.id}
         attempt = 0
+        until = asyncio.get_running_loop().time() + _LONGEST_HOLD_S
         try:
-            async with asyncio.timeout(_LONGEST_HOLD_S):
+            async with asyncio.timeout_at(until):
                 while True:
                     try:
                         begun = await self._begin(consumer, row)
                     except (SQLAlchemyError, OSError) as error:
                         attempt += 1
                         self._tell(error)
-                        if not may_wait():
+                        # A driver that connects may make an error of its own of the time-out.
+                        is_over = asyncio.get_running_loop().time() >= until
+                        if is_over or not may_wait():
                             raise self._unreachable(error) from error
                         await asyncio.sleep(backoff_s(attempt))
                     else:
