@@ -77,7 +77,7 @@ async def test_who_ends_the_transaction_has_failed(
     async with stage.working(plugin, database=database_url, relay=False) as worker:
         for name in MISUSES:
             await stage.publish(OrderPlaced(order_id=name), id=name)
-        await eventually(lambda: worker.counts.settled == len(MISUSES))
+        await eventually(lambda: worker.counts.settled == len(MISUSES), timeout_s=90)
     assert worker.counts.dead_lettered == {"failed": len(MISUSES)}
     assert await shop.effects() == []
     assert await shop.inbox() == []
