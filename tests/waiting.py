@@ -15,14 +15,14 @@ POLL_INTERVAL_S = 0.02
 
 @overload
 async def eventually(
-    condition: Callable[[], Awaitable[T]], message: str = "", *, timeout_s: float = 10.0
+    condition: Callable[[], Awaitable[T]], message: str = "", *, timeout_s: float = 30.0
 ) -> T: ...
 @overload
 async def eventually(
-    condition: Callable[[], T], message: str = "", *, timeout_s: float = 10.0
+    condition: Callable[[], T], message: str = "", *, timeout_s: float = 30.0
 ) -> T: ...
 async def eventually(
-    condition: Callable[[], Any], message: str = "", *, timeout_s: float = 10.0
+    condition: Callable[[], Any], message: str = "", *, timeout_s: float = 30.0
 ) -> Any:
     """The first truthy result of `condition`, a plain or an async function without arguments.
 
