@@ -31,7 +31,7 @@ test-long: $(VENV)/.installed-dev ## the tests that have a longer form, in it: n
 	set -a; eval "$$found"; EVWORKER_TEST_SEEDS="$(SEEDS)"; EVWORKER_TEST_OUTAGE_S=10; \
 	EVWORKER_TEST_ORDERS=20000; EVWORKER_TEST_ROWS=1000000; set +a; \
 	: "$${EVWORKER_TEST_SEEDS:=$$($(BIN)/python -c 'import random; print(*random.sample(range(10**6), 20))')}"; \
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) \
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -o faulthandler_timeout=3600 \
 	  tests/workers/test_random_failures.py tests/workers/test_kill_switch.py \
 	  tests/exactly_once tests/broker/outbox/test_plans.py $(ARGS)
 
