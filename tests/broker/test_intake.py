@@ -7,7 +7,8 @@ import asyncio
 from aiormq.abc import ChannelFrame
 
 from evworker.broker import Connection
-from evworker.broker.intake import Delivery, Intake
+from evworker.broker.delivery import Delivery
+from evworker.broker.intake import Intake
 from tests.broker.deadletters.letters import order, put
 from tests.broker.proxy import Proxy
 from tests.conftest import Cleanup

@@ -32,6 +32,8 @@ from evworker.broker.backoff import LONGEST_S, backoff_s
 from evworker.broker.cancellation import cancel_all, raise_if_cancelled
 from evworker.broker.channels import is_channel_error, reason_of
 from evworker.broker.errors import BrokerError, BrokerRefusedError, BrokerUnreachableError
+from evworker.broker.fastlane.switch import is_switched_on
+from evworker.broker.fastlane.tap import Tap, TapFactory
 from evworker.broker.version import BrokerVersion
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Connection:
         self._next_host = 0
         self._owner: AbstractConnection | None = None
         self._link: Link | None = None
+        self._tap: Tap | None = None
         self._version: BrokerVersion | None = None
         self._failure: BrokerError | None = None
         self._changed = asyncio.Event()
@@ -147,6 +150,15 @@ class Connection:
                     why = reason_of(error)
                     raise BrokerError(f"can't open a channel on {self.address}: {why}") from error
                 await asyncio.sleep(0)  # the supervisor has yet to hear of it
+
+    def tap_of(self, channel: AbstractChannel) -> Tap | None:
+        """What can read its hot frames off the stream; None where the fast lane is switched off.
+
+        Raises BrokerError when the channel's connection is gone.
+        """
+        if channel.connection is not self._link:
+            raise BrokerError("the connection was lost")
+        return self._tap
 
     async def _ready(self) -> Link:
         while self._link is None or self._link.is_closed:
@@ -256,6 +268,10 @@ class Connection:
             ssl_context=self._ssl_context,
             client_properties={"connection_name": self.name, "product": "evworker"},
         )
+        taps = TapFactory() if is_switched_on() else None
+        if taps is not None:
+            # connect() hands it on to aiormq; the constructor takes it for a part of the URL.
+            owner.kwargs["transport_factory"] = taps
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await owner.connect()
@@ -270,6 +286,9 @@ class Connection:
         self._owner = owner
         self._version = BrokerVersion.of(link.server_properties)
         self._link = link
+        self._tap = taps.tap if taps is not None else None
+        if self._tap is not None:
+            self._tap.expect_frames(link.connection_tune.frame_max)
 
     def _explained(self, where: str, error: Exception) -> BrokerError:  # noqa: PLR0911 - a table
         address, cause = self.address, error.__cause__ or error
@@ -333,7 +352,8 @@ class Connection:
         )
 
     async def _drop(self) -> None:
-        owner, self._owner, self._link, self.is_blocked = self._owner, None, None, False
+        owner, self._owner, self.is_blocked = self._owner, None, False
+        self._link = self._tap = None
         if owner is not None:
             # A peer that has vanished never answers the close, and where something waits to be sent
             # yet, aiormq swallows the first cancellation.

@@ -167,6 +167,11 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         return cls._from_document(document)
 
     @classmethod
+    def read_structured(cls, body: bytes) -> Self:
+        """Read a message that is known to be a structured document; raises UndecodableError."""
+        return cls._from_document(_decode_document(body, _Document))
+
+    @classmethod
     def _fresh(cls, topic: str, data: bytes) -> Self:
         id = new_id()
         return cls(

@@ -1,15 +1,15 @@
-"""The intake: reads the deliveries of one queue from one channel, and settles them.
+"""The intake: reads the deliveries of one queue from one channel.
 
-This is the hot path's end towards the broker, behind one small interface. aio-pika's consumer is
-not used: it cancels running callbacks when their channel closes, and builds more objects for each
-message than a worker needs.
+This is the hot path's end towards the broker, behind one small interface. Where the connection has
+a tap, deliveries are read off that and settled through it; else aiormq reads and settles them.
+aio-pika's consumer is not used either way: it cancels running callbacks when their channel closes.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Self
 
 import aiormq.exceptions
 from aiormq import spec
@@ -21,88 +21,36 @@ from evworker.broker.channels import (
     reason_of,
     written,
 )
+from evworker.broker.delivery import Delivery
 from evworker.broker.errors import BrokerError, QueueNotFoundError
+from evworker.broker.fastlane.consuming import TappedDeliveries
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from aiormq.abc import AbstractChannel, DeliveredMessage
-    from pamqp.common import FieldValue
 
     from evworker.broker.connection import Connection
 
 
-class Delivery:
-    """One arrival of one message. It ends acked or handed back, or with its channel."""
+class _LibraryChannel:
+    """Settles on a channel by aiormq's own means."""
 
-    __slots__ = (
-        "_channel",
-        "_tag",
-        "body",
-        "exchange",
-        "properties",
-        "queue",
-        "redelivered",
-        "routing_key",
-    )
-
-    def __init__(self, message: DeliveredMessage, queue: str, channel: AbstractChannel) -> None:
-        self.queue = queue
-        self.body: bytes = message.body
-        self.properties: spec.Basic.Properties = message.header.properties
-        self.exchange: str = message.exchange or ""
-        self.routing_key: str = message.routing_key or ""
-        self.redelivered: bool = bool(message.redelivered)
-        # Only basic.deliver and basic.get-ok get here, and they have a tag.
-        self._tag = cast("int", cast("spec.Basic.Deliver", message.delivery).delivery_tag)
+    def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
 
     @property
-    def headers(self) -> Mapping[str, FieldValue]:
-        """The message's headers as they came."""
-        return self.properties.headers or {}
-
-    @property
-    def origin_routing_key(self) -> str:
-        """The routing key that it was published with, before any retry."""
-        origin = self.headers.get("evw-origin-routing-key")
-        return origin if isinstance(origin, str) else self.routing_key
-
-    @property
-    def returns(self) -> int | None:
-        """How often the message came back to its queue unsettled; None where nobody counts.
-
-        Quorum queues count, before 4.3 hand-backs as well; classic ones only tell that it happened
-        (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
-        """
-        count = self.headers.get("x-delivery-count")
-        if isinstance(count, int):
-            return count
-        return None if self.redelivered else 0
-
-    @property
     def is_live(self) -> bool:
-        """Whether it can still be settled. If not, the broker delivers the message again."""
         return not self._channel.is_closed
 
-    async def ack(self) -> bool:
-        """Tell the broker that the message is done with; False when its channel is gone."""
-        return await self._settle(self._channel.basic_ack(self._tag, wait=False))
+    async def ack(self, tag: int) -> bool:
+        return await self._settle(self._channel.basic_ack(tag, wait=False))
 
-    async def hand_back(self) -> bool:
-        """Give the message back unharmed, to be delivered again; False when its channel is gone.
+    async def hand_back(self, tag: int) -> bool:
+        return await self._settle(self._channel.basic_nack(tag, requeue=True, wait=False))
 
-        A nack and not a reject: from 4.3 on only the latter counts as a failed delivery
-        (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
-        """
-        return await self._settle(self._channel.basic_nack(self._tag, requeue=True, wait=False))
-
-    async def reject(self) -> bool:
-        """Have the broker itself dead-letter the message; False when its channel is gone.
-
-        Safe only where the queue dead-letters at least once.
-        """
-        return await self._settle(self._channel.basic_reject(self._tag, requeue=False, wait=False))
+    async def reject(self, tag: int) -> bool:
+        return await self._settle(self._channel.basic_reject(tag, requeue=False, wait=False))
 
     async def _settle(self, settlement: Awaitable[None]) -> bool:
         try:
@@ -118,7 +66,7 @@ async def take_one(channel: AbstractChannel, queue: str) -> Delivery | None:
         message = await channel.basic_get(queue, timeout=RPC_TIMEOUT_S)
     if not isinstance(message.delivery, spec.Basic.GetOk):
         return None
-    return Delivery(message, queue, channel)
+    return Delivery.of_message(message, queue, _LibraryChannel(channel))
 
 
 class Intake:
@@ -132,6 +80,7 @@ class Intake:
     ) -> None:
         self.queue = queue
         self._channel = channel
+        self._settling = _LibraryChannel(channel)
         self._receive = receive
         self._tag = ""
         self._cancelled = asyncio.Event()
@@ -148,7 +97,10 @@ class Intake:
         """Subscribe. Waits for the connection; raises QueueNotFoundError or BrokerError."""
         with broker_errors(f"consume from {queue!r}"):
             channel = await connection.channel()
+            tap = connection.tap_of(channel)
         intake = cls(channel, queue, receive)
+        if tap is not None:
+            TappedDeliveries(tap, channel.number, queue, receive)
         channel.on_consumer_cancel_callbacks.add(intake._on_cancel)
         await intake.start(prefetch=prefetch)
         return intake
@@ -198,7 +150,8 @@ class Intake:
         await close_channel(self._channel)
 
     async def _on_message(self, message: DeliveredMessage) -> None:
-        self._receive(Delivery(message, self.queue, self._channel))
+        # Never called where there is a tap.
+        self._receive(Delivery.of_message(message, self.queue, self._settling))
 
     def _on_cancel(self, _frame: spec.Basic.Cancel) -> None:
         self._cancelled.set()  # ours: no other consumer is on this channel

@@ -12,7 +12,7 @@ import os
 import signal
 from typing import Any
 
-from evworker.broker.intake import Delivery
+from evworker.broker.delivery import Delivery
 from evworker.workers import Context, Middleware, Next, Plugin, Worker
 from evworker.workers.inbox import Inbox
 from evworker.workers.transaction import Transaction

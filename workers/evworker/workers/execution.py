@@ -38,8 +38,8 @@ from evworker.workers.retry import HandlerTimeoutError
 
 if TYPE_CHECKING:
     from evworker.broker import Event, Publisher
+    from evworker.broker.delivery import Delivery
     from evworker.broker.failure import Reason
-    from evworker.broker.intake import Delivery
     from evworker.workers.consumer import AnyEvent, Consumer, Middleware, Next
     from evworker.workers.inbox import Inbox
     from evworker.workers.transaction import Transaction

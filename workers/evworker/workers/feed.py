@@ -30,7 +30,8 @@ from evworker.broker import (
 from evworker.broker.backoff import backoff_s
 from evworker.broker.cancellation import cancel_all
 from evworker.broker.declare import apply_topology
-from evworker.broker.intake import Delivery, Intake
+from evworker.broker.delivery import Delivery
+from evworker.broker.intake import Intake
 from evworker.broker.topology import quarantine_queue
 from evworker.workers.consumer import LARGEST_PREFETCH
 from evworker.workers.execution import CrashedError, Execution, UnwantedError, failure_of
@@ -289,9 +290,7 @@ class Feed:
     def _route(self, delivery: Delivery) -> tuple[Lane, Envelope] | DeadLettered:
         """The lane of the consumer that wants the message, and the message, read."""
         try:
-            envelope = Envelope.read(
-                delivery.body, delivery.properties, delivery.origin_routing_key
-            )
+            envelope = delivery.envelope()
         except Exception as error:  # noqa: BLE001 - whatever bytes can do, they do to one message
             return DeadLettered(failure_of(delivery, "undecodable", error))
         for lane in self._lanes:

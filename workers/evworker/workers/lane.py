@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from evworker.broker import Envelope
-    from evworker.broker.intake import Delivery
+    from evworker.broker.delivery import Delivery
     from evworker.workers.context import Context
     from evworker.workers.execution import Execution
     from evworker.workers.outcome import Outcome

@@ -21,7 +21,8 @@ import structlog
 from evworker.broker import BrokerError
 from evworker.broker.backoff import backoff_s
 from evworker.broker.channels import RPC_TIMEOUT_S, broker_errors, close_channel
-from evworker.broker.intake import Delivery, take_one
+from evworker.broker.delivery import Delivery
+from evworker.broker.intake import take_one
 
 if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel

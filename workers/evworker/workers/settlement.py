@@ -46,7 +46,7 @@ from evworker.workers.outcome import (
 
 if TYPE_CHECKING:
     from evworker.broker import Connection, Publisher, Queue
-    from evworker.broker.intake import Delivery
+    from evworker.broker.delivery import Delivery
 
 log = structlog.get_logger("evworker.settlement")
 

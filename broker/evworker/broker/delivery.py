@@ -1,0 +1,188 @@
+"""Deliveries: one arrival of one message, until it is settled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+import structlog
+
+from evworker.broker.envelope import Envelope
+from evworker.broker.errors import UndecodableError
+from evworker.broker.fastlane.content_header import decode_properties, says_structured
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aiormq import spec
+    from aiormq.abc import DeliveredMessage
+    from pamqp.common import FieldValue
+
+log = structlog.get_logger("evworker.delivery")
+
+
+class SettlingChannel(Protocol):
+    """Where a delivery came from, and is settled. Each method is False when the channel is gone."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether anything can still be settled there."""
+
+    async def ack(self, tag: int) -> bool:
+        """The message is done with."""
+
+    async def hand_back(self, tag: int) -> bool:
+        """The message is to be delivered again."""
+
+    async def reject(self, tag: int) -> bool:
+        """The broker is to dead-letter the message."""
+
+
+class Delivery:
+    """One arrival of one message. It ends acked or handed back, or with its channel.
+
+    Its properties are as they came: whoever does not ask for them does not pay for their decoding.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_header",
+        "_properties",
+        "_route",
+        "_tag",
+        "_unreadable",
+        "body",
+        "queue",
+        "redelivered",
+    )
+
+    def __init__(
+        self,
+        queue: str,
+        channel: SettlingChannel,
+        *,
+        tag: int,
+        redelivered: bool,
+        route: bytes,
+        header: bytes,
+        body: bytes,
+    ) -> None:
+        """`route` is the exchange and the routing key, each behind its length in one byte."""
+        self.queue = queue
+        self.body = body
+        self.redelivered = redelivered
+        self._channel = channel
+        self._tag = tag
+        self._route = route
+        self._header = header
+        self._properties: spec.Basic.Properties | None = None
+        self._unreadable: str | None = None
+
+    @classmethod
+    def of_message(
+        cls, message: DeliveredMessage, queue: str, channel: SettlingChannel
+    ) -> Delivery:
+        """What aiormq has read."""
+        route = (message.exchange or "").encode(), (message.routing_key or "").encode()
+        delivery = cls(
+            queue,
+            channel,
+            # Only basic.deliver and basic.get-ok get here, and they have a tag.
+            tag=cast("int", cast("spec.Basic.Deliver", message.delivery).delivery_tag),
+            redelivered=bool(message.redelivered),
+            route=b"".join(len(name).to_bytes(1) + name for name in route),
+            header=b"",
+            body=message.body,
+        )
+        delivery._properties = message.header.properties
+        return delivery
+
+    @property
+    def exchange(self) -> str:
+        """The exchange that it was published to last."""
+        return _text(self._route[1 : 1 + self._route[0]])
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key that it was published with last."""
+        return _text(self._route[2 + self._route[0] :])
+
+    @property
+    def properties(self) -> spec.Basic.Properties:
+        """The message's properties as they came; empty if they can't be read."""
+        if self._properties is None:
+            self._properties, self._unreadable = decode_properties(self._header)
+            if self._unreadable:
+                log.warning(
+                    "the properties of a message can't be read, it goes on without",
+                    queue=self.queue,
+                    error=self._unreadable,
+                )
+        return self._properties
+
+    @property
+    def headers(self) -> Mapping[str, FieldValue]:
+        """The message's headers as they came."""
+        return self.properties.headers or {}
+
+    @property
+    def origin_routing_key(self) -> str:
+        """The routing key that it was published with, before any retry."""
+        origin = self.header("evw-origin-routing-key")
+        return origin if isinstance(origin, str) else self.routing_key
+
+    @property
+    def returns(self) -> int | None:
+        """How often the message came back to its queue unsettled; None where nobody counts.
+
+        Quorum queues count, before 4.3 hand-backs as well; classic ones only tell that it happened
+        (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
+        """
+        count = self.header("x-delivery-count")
+        if isinstance(count, int):
+            return count
+        return None if self.redelivered else 0
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it can still be settled. If not, the broker delivers the message again."""
+        return self._channel.is_live
+
+    def header(self, name: str) -> FieldValue:
+        """One header; None without it."""
+        if self._properties is None and name.encode() not in self._header:
+            return None  # for a fraction of what decoding them all takes
+        return self.headers.get(name)
+
+    def envelope(self) -> Envelope:
+        """The message, read in whichever form it came; raises UndecodableError."""
+        if self._properties is None and says_structured(self._header):
+            envelope = Envelope.read_structured(self.body)
+            if envelope.has_lasting_id:
+                return envelope
+        properties = self.properties
+        if self._unreadable:
+            raise UndecodableError(f"its properties can't be read: {self._unreadable}")
+        return Envelope.read(self.body, properties, self.origin_routing_key)
+
+    async def ack(self) -> bool:
+        """Tell the broker that the message is done with; False when its channel is gone."""
+        return await self._channel.ack(self._tag)
+
+    async def hand_back(self) -> bool:
+        """Give the message back unharmed, to be delivered again; False when its channel is gone.
+
+        A nack and not a reject: from 4.3 on only the latter counts as a failed delivery
+        (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
+        """
+        return await self._channel.hand_back(self._tag)
+
+    async def reject(self) -> bool:
+        """Have the broker itself dead-letter the message; False when its channel is gone.
+
+        Safe only where the queue dead-letters at least once.
+        """
+        return await self._channel.reject(self._tag)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
