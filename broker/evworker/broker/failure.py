@@ -33,6 +33,8 @@ Reason = Literal["failed", "given-up", "undecodable", "invalid", "unwanted", "cr
 
 _HOST = socket.gethostname()
 
+ATTEMPT_HEADER = "evw-attempt"
+
 _ABSURD_ATTEMPTS = 2**31  # a stranger's; one more of them might not be encodable
 
 # The broker's word for "it came back too often", in the newest entry of x-death.
@@ -95,7 +97,7 @@ class Failure:
         """The ``evw-`` headers; scalars only, within the bounds of this module."""
         headers: FieldTable = {
             "evw-reason": self.reason,
-            "evw-attempt": self.attempts,
+            ATTEMPT_HEADER: self.attempts,
             "evw-error-type": self.error_type,
             "evw-error": self.error_message,
             "evw-traceback": self.traceback,
@@ -122,7 +124,7 @@ class Failure:
             error_type=_text(headers, "evw-error-type"),
             error_message=_text(headers, "evw-error"),
             traceback=_text(headers, "evw-traceback"),
-            attempts=failed_attempts(headers),
+            attempts=failed_attempts(headers.get(ATTEMPT_HEADER)),
             first_failed_at=_read(headers, "evw-first-failed-at"),
             failed_at=died_at if isinstance(died_at, datetime) else _read(headers, "evw-failed-at"),
             consumer=_text(headers, "evw-consumer"),
@@ -133,9 +135,8 @@ class Failure:
         )
 
 
-def failed_attempts(headers: Mapping[str, FieldValue]) -> int:
-    """How many attempts of a message have failed so far."""
-    attempts = headers.get("evw-attempt")
+def failed_attempts(attempts: FieldValue) -> int:
+    """How many attempts of a message have failed so far, by its ATTEMPT_HEADER, if it has one."""
     return attempts if isinstance(attempts, int) and 0 < attempts < _ABSURD_ATTEMPTS else 0
 
 
@@ -155,7 +156,7 @@ def _routing_key_of(death: Mapping[str, FieldValue]) -> str | None:
 FAILURE_HEADERS = frozenset(
     (
         "evw-reason",
-        "evw-attempt",
+        ATTEMPT_HEADER,
         "evw-error-type",
         "evw-error",
         "evw-traceback",

@@ -108,3 +108,10 @@ def test_a_handler_that_hangs_matches_as_any_timeout_does() -> None:
     late = HandlerTimeoutError("charge took longer than its timeout of 1s")
     assert KillSwitch(TimeoutError).matches(late)
     assert str(late) == "charge took longer than its timeout of 1s"
+
+
+def test_what_it_remembers_does_not_grow_with_the_number_of_attempts() -> None:
+    switch = SwitchState(SETTINGS)
+    for attempt in range(100_000):
+        switch.succeeded(attempt / 10_000)
+    assert len(switch._spans) <= 101  # noqa: SLF001 - what its memory consists of

@@ -92,8 +92,9 @@ class Consumer:
 
     def wants(self, topic: str) -> bool:
         """Whether its handler takes events of this topic."""
-        if any(event_type.__topic__ == topic for event_type in self.event_types):
-            return True
+        for event_type in self.event_types:
+            if event_type.__topic__ == topic:
+                return True
         return self.takes_any and any(matches(pattern, topic) for pattern in self.patterns)
 
     def decode(self, envelope: Envelope) -> Event | AnyEvent:

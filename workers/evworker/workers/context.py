@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from evworker.broker import Envelope, TransactionError
+from evworker.broker.failure import ATTEMPT_HEADER, failed_attempts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from evworker.broker import Event, Publisher
+    from evworker.broker.delivery import Delivery
     from evworker.workers.consumer import Consumer
     from evworker.workers.transaction import Transaction
 
@@ -25,24 +27,16 @@ class Context:
 
     __slots__ = (
         "_consumer",
+        "_delivery",
         "_loop",
         "_publisher",
-        "attempt",
         "envelope",
-        "headers",
-        "redelivered",
         "state",
         "transaction",
     )
 
     envelope: Envelope
     """The event's envelope: id, topic, time, key, correlation and causation."""
-    attempt: int
-    """Which attempt this is, from 1. Attempts that ended with a crash are not counted here."""
-    headers: Mapping[str, object]
-    """The AMQP headers of the message, evworker's own included."""
-    redelivered: bool
-    """Whether the broker has delivered this message before and was left without an answer."""
     state: Any  # whatever the user's own lifespan yielded
     """What the plugin's lifespan yielded; None without one."""
     transaction: Transaction | None
@@ -52,20 +46,17 @@ class Context:
         self,
         consumer: Consumer,
         envelope: Envelope,
+        delivery: Delivery,
         *,
-        attempt: int,
-        headers: Mapping[str, object],
-        redelivered: bool,
         state: Any,
         publisher: Publisher,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._consumer = consumer
+        self._delivery = delivery
         self._publisher = publisher
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self.envelope = envelope
-        self.attempt = attempt
-        self.headers = headers
-        self.redelivered = redelivered
         self.state = state
         self.transaction = None
 
@@ -78,6 +69,21 @@ class Context:
     def queue(self) -> str:
         """The queue that the event came from."""
         return self._consumer.queue
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, from 1. Attempts that ended with a crash are not counted here."""
+        return failed_attempts(self._delivery.header(ATTEMPT_HEADER)) + 1
+
+    @property
+    def headers(self) -> Mapping[str, object]:
+        """The AMQP headers of the message, evworker's own included."""
+        return self._delivery.headers
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the broker has delivered this message before and was left without an answer."""
+        return self._delivery.redelivered
 
     @property
     def session(self) -> AsyncSession:

@@ -21,8 +21,9 @@ from evworker.broker import (
     format_duration,
 )
 from evworker.broker.cancellation import forgive_cancellation
-from evworker.broker.failure import failed_attempts, message_of
+from evworker.broker.failure import message_of
 from evworker.workers.context import Context
+from evworker.workers.first_step import first_step
 from evworker.workers.killswitch import SwitchState
 from evworker.workers.outcome import (
     DeadLettered,
@@ -83,6 +84,7 @@ class Execution:
         self._publisher = publisher
         self._inbox = inbox if consumer.transactional else None
         self._stop_asked = stop_asked
+        self._loop = asyncio.get_running_loop()
         self._threads: ThreadPoolExecutor | None = None
         if consumer.is_async:
             handler: Next = consumer.handler  # type: ignore[assignment]  # is_async has told
@@ -100,15 +102,13 @@ class Execution:
 
     def context(self, delivery: Delivery, envelope: Envelope) -> Context:
         """What the handler will be given beside its event."""
-        headers = delivery.headers
         return Context(
             self.consumer,
             envelope,
-            attempt=failed_attempts(headers) + 1,
-            headers=headers,
-            redelivered=delivery.redelivered,
+            delivery,
             state=self._state,
             publisher=self._publisher,
+            loop=self._loop,
         )
 
     async def run(self, delivery: Delivery, context: Context) -> Outcome:
@@ -160,10 +160,16 @@ class Execution:
         context: Context,
         transaction: Transaction | None,
     ) -> Outcome:
-        timer = asyncio.timeout(self.consumer.timeout_s)
+        timer: asyncio.Timeout | None = None
         try:
-            async with timer:
-                await self._call(event, context)
+            call = self._call(event, context)
+            started_at = self._loop.time()
+            suspended = first_step(call)
+            if suspended is not None:
+                # Most handlers of a fast queue don't suspend, and then no timer is needed.
+                timer = self._timer(started_at)
+                async with timer:
+                    await suspended
             if transaction is not None:
                 await transaction.commit()
         except asyncio.CancelledError as error:
@@ -171,7 +177,7 @@ class Execution:
                 forgive_cancellation()  # the handler's own doing
             return self._judged(delivery, error)
         except TimeoutError as error:
-            return self._judged(delivery, self._late(error) if timer.expired() else error)
+            return self._judged(delivery, self._late(error) if timer and timer.expired() else error)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - SystemExit too: no handler stops the worker
@@ -180,10 +186,14 @@ class Execution:
             self.switch.succeeded(clock.monotonic())
         return _SUCCEEDED
 
+    def _timer(self, started_at: float) -> asyncio.Timeout:
+        timeout_s = self.consumer.timeout_s
+        return asyncio.timeout_at(None if timeout_s is None else started_at + timeout_s)
+
     async def _call_in_thread(self, event: Event | AnyEvent, context: Context) -> None:
         call = partial(_outcome_of, self.consumer.handler, event, context)
         self.running_threads += 1
-        thread = asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, call)
+        thread = self._loop.run_in_executor(self._threads, copy_context().run, call)
         thread.add_done_callback(self._thread_ended)
         # Shielded: a thread that has started goes on when its waiting is cancelled, and is counted.
         error = await asyncio.shield(thread)

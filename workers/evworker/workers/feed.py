@@ -246,8 +246,8 @@ class Feed:
     async def _hand_back_waiting(self, *, unsuspected: bool = False) -> None:
         """Hand back what no handler has; with `unsuspected` so that this makes no suspect of it."""
         for lane in self._lanes:
-            while not lane.waiting.empty():
-                delivery, envelope = lane.waiting.get_nowait()
+            while lane.waiting:
+                delivery, envelope = lane.waiting.take_nowait()
                 if unsuspected and would_be_suspect(delivery, counted=self._counts_returns):
                     self._spawn(self._refuse(delivery, Paused()))
                 else:
@@ -285,7 +285,7 @@ class Feed:
                 self._spawn(self._refuse(delivery, routed))
             else:
                 lane, envelope = routed
-                lane.waiting.put_nowait((delivery, envelope))
+                lane.waiting.put((delivery, envelope))
 
     def _route(self, delivery: Delivery) -> tuple[Lane, Envelope] | DeadLettered:
         """The lane of the consumer that wants the message, and the message, read."""

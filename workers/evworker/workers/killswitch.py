@@ -78,6 +78,16 @@ class KillSwitch:
 DEFAULT_KILL_SWITCH = KillSwitch(ConnectionError)
 
 
+_SPANS = 100  # of a window
+
+
+@dataclass(slots=True)
+class _Span:
+    began_at: float
+    attempts: int = 0
+    failures: int = 0
+
+
 @dataclass(slots=True)
 class SwitchState:
     """One kill switch at work. `now` is any clock that only goes forward, in seconds."""
@@ -85,7 +95,8 @@ class SwitchState:
     settings: KillSwitch
     state: State = "closed"
     opened_at: float = 0.0
-    _attempts: deque[tuple[float, bool]] = field(default_factory=deque)
+    _spans: deque[_Span] = field(default_factory=deque)
+    """The attempts of the window, by when they were made; a fast consumer makes millions."""
 
     def succeeded(self, now: float) -> bool:
         """An attempt succeeded; True when that closed the switch."""
@@ -93,17 +104,16 @@ class SwitchState:
             self._remember(now, failed=False)
             return False
         self.state = "closed"
-        self._attempts.clear()
+        self._spans.clear()
         return True
 
     def failed(self, now: float) -> bool:
         """An attempt failed with a matching error; True when that opened the switch."""
         if self.state == "closed":
             self._remember(now, failed=True)
-            failures = sum(failed for _, failed in self._attempts)
-            if failures < self.settings.failures or failures < self.settings.share * len(
-                self._attempts
-            ):
+            attempts = sum(span.attempts for span in self._spans)
+            failures = sum(span.failures for span in self._spans)
+            if failures < self.settings.failures or failures < self.settings.share * attempts:
                 return False
         elif self.state == "open":
             return False
@@ -125,6 +135,10 @@ class SwitchState:
             self.state = "probing"
 
     def _remember(self, now: float, *, failed: bool) -> None:
-        self._attempts.append((now, failed))
-        while self._attempts[0][0] < now - self.settings.window_s:
-            self._attempts.popleft()
+        spans, window_s = self._spans, self.settings.window_s
+        if not spans or now - spans[-1].began_at > window_s / _SPANS:
+            spans.append(_Span(now))
+            while spans[0].began_at < now - window_s:
+                spans.popleft()
+        spans[-1].attempts += 1
+        spans[-1].failures += failed

@@ -15,6 +15,7 @@ import structlog
 from evworker.broker.cancellation import forgive_cancellation
 from evworker.workers.context import current_context
 from evworker.workers.outcome import HandedBack, Paused
+from evworker.workers.waiting import WaitingLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,7 @@ class Lane:
     ) -> None:
         self.execution = execution
         self.consumer = execution.consumer
-        self.waiting: asyncio.Queue[tuple[Delivery, Envelope]] = asyncio.Queue()
+        self.waiting: WaitingLine[tuple[Delivery, Envelope]] = WaitingLine()
         self._settlement = settlement
         self._traffic = traffic
         self._take = take
@@ -96,7 +97,7 @@ class Lane:
         """One task of the lane: attempt what waits, one after the other, until the feed closes."""
         while not self._traffic.closing:
             try:
-                delivery, envelope = await self.waiting.get()
+                delivery, envelope = await self.waiting.take()
                 await self._work_on(delivery, envelope)
             except asyncio.CancelledError:
                 if self._traffic.closing:
@@ -123,7 +124,7 @@ class Lane:
         `alone` says that it was seen to that nothing else runs. `uncounted` is how the delivery
         ends without an attempt, or after one that does not count, if not handed back.
         """
-        if not alone:
+        if not alone and self._solitude.is_wanted:
             await self._solitude.nobody_alone()
         if self._traffic.stop_asked.is_set() or not self._take():
             if not alone:
@@ -136,8 +137,11 @@ class Lane:
             if alone:
                 outcome = await self._run(delivery, context)
             else:
-                async with self._solitude.among_others():
+                self._solitude.begin_among_others()
+                try:
                     outcome = await self._run(delivery, context)
+                finally:
+                    self._solitude.end_among_others()
             if isinstance(outcome, Paused) and not alone:
                 await self._traffic.fall_quiet()
             if uncounted is not None and isinstance(outcome, (Paused, HandedBack)):

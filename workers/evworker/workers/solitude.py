@@ -21,23 +21,26 @@ class Solitude:
         self._nobody.set()
         self._running = 0
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether something runs alone, or waits to."""
+        return not self._nobody_alone.is_set()
+
     async def nobody_alone(self) -> None:
-        """Wait until nothing runs alone or waits to; `among_others` begins at once then."""
+        """Wait until nothing runs alone or waits to, and what begins at once runs beside others."""
         while not self._nobody_alone.is_set():
             await self._nobody_alone.wait()
 
-    @asynccontextmanager
-    async def among_others(self) -> AsyncIterator[None]:
-        """Run beside others, once nothing runs alone or waits to."""
-        await self.nobody_alone()
+    def begin_among_others(self) -> None:
+        """Something runs beside others, until `end_among_others`; not while solitude is wanted."""
         self._running += 1
         self._nobody.clear()
-        try:
-            yield
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._nobody.set()
+
+    def end_among_others(self) -> None:
+        """It has ended."""
+        self._running -= 1
+        if not self._running:
+            self._nobody.set()
 
     @asynccontextmanager
     async def alone(self, *, patience_s: float) -> AsyncIterator[None]:
