@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from evworker.cli import database, options
+from evworker.cli.event_loop import run_for_long
 from evworker.cli.failures import FOUND_SOMETHING
 from evworker.cli.settings import Verb
 
@@ -149,7 +150,7 @@ def run(  # noqa: PLR0917 - click hands them over by name
         relay=with_relay,
     )
     try:
-        asyncio.run(_work(worker))
+        run_for_long(_work(worker))
     finally:
         if worker.abandoned:
             _leave_threads_behind(worker.abandoned)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from evworker.cli import database, options
+from evworker.cli.event_loop import run_for_long
 from evworker.cli.settings import Verb
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def relay(  # noqa: PLR0917 - click hands them over by name
         dead_after=dead_after_s,
     )
     try:
-        asyncio.run(_work(relay))
+        run_for_long(_work(relay))
     except asyncio.CancelledError:
         raise click.Abort from None
 
