@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import signal
 import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
+
+from tests.programs import program
 
 START_TIMEOUT_S = 60.0
 
@@ -81,7 +82,7 @@ class PostgresNode(DatabaseNode):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._programs = postgres_programs()
+        self._programs = Path(program("initdb", *debians_initdb())).resolve().parent
         if os.geteuid() == 0:
             self.user = "postgres"
             account = pwd.getpwnam(self.user)
@@ -108,6 +109,12 @@ class PostgresNode(DatabaseNode):
 
 
 class MariaNode(DatabaseNode):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._installer = program("mariadb-install-db")
+        # An account that is not root may lack the folders for administrators in its PATH.
+        self._server = program("/usr/sbin/mariadbd", "mariadbd")
+
     @property
     def url(self) -> str:
         return f"mariadb://evworker:evworker@127.0.0.1:{self.port}/test"
@@ -120,7 +127,7 @@ class MariaNode(DatabaseNode):
             "GRANT ALL ON *.* TO evworker@'127.0.0.1';\n"
         )
         self.run(
-            "mariadb-install-db",
+            self._installer,
             *("--no-defaults", f"--datadir={self.folder}/data", f"--user={account}"),
             "--auth-root-authentication-method=normal",
         )
@@ -128,7 +135,7 @@ class MariaNode(DatabaseNode):
     def command(self) -> list[str]:
         account = pwd.getpwuid(os.geteuid()).pw_name
         return [
-            *("mariadbd", "--no-defaults", f"--user={account}", f"--datadir={self.folder}/data"),
+            *(self._server, "--no-defaults", f"--user={account}", f"--datadir={self.folder}/data"),
             *(f"--port={self.port}", "--bind-address=127.0.0.1", "--skip-name-resolve"),
             *(f"--socket={self.folder}/socket", f"--init-file={self.folder}/first.sql"),
         ]
@@ -137,14 +144,9 @@ class MariaNode(DatabaseNode):
         return "maria" in greeting(self.port).lower()
 
 
-def postgres_programs() -> Path:
-    """Where initdb and postgres are: Debian keeps them off the PATH."""
-    if found := shutil.which("initdb"):
-        return Path(found).resolve().parent
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not versions:
-        raise RuntimeError("there is no initdb on this machine")
-    return versions[-1].parent
+def debians_initdb() -> list[str]:
+    """Where Debian has it, off the PATH and for each version by itself; the newest first."""
+    return sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), reverse=True)
 
 
 def greeting(port: int) -> str:

@@ -25,6 +25,7 @@ from evworker.broker import (
 )
 from tests.broker.events import OrderPlaced
 from tests.broker.proxy import Proxy, listening
+from tests.programs import program
 from tests.waiting import eventually
 
 
@@ -43,7 +44,7 @@ class Certificates:
 
 
 def openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+    subprocess.run([program("openssl"), *arguments], cwd=folder, check=True, capture_output=True)
 
 
 def make_authority(folder: Path, name: str) -> None:

@@ -36,7 +36,7 @@ from tests.database_node import DatabaseNode, MariaNode, PostgresNode
 from tests.exactly_once.cast import Member, Producer
 from tests.exactly_once.shop import CONSUMERS, effects, metadata, orders, shop
 from tests.waiting import eventually
-from tests.workers.rabbitmq_node import Node, server_command
+from tests.workers.rabbitmq_node import Node
 
 pytestmark = pytest.mark.broker
 
@@ -84,11 +84,9 @@ def database(request: pytest.FixtureRequest) -> Iterator[DatabaseNode]:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Node]:
-    command = server_command()
-    assert command is not None, "no rabbitmq-server on this machine to be killed"
     folder = tmp_path / "rabbitmq"
     folder.mkdir()
-    node = Node(command, folder)
+    node = Node(folder)
     node.start()
     yield node
     node.kill()

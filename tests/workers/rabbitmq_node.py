@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +12,7 @@ import uuid
 from pathlib import Path
 
 from tests.logins import NoServiceError, broker_version
+from tests.programs import program
 
 SERVER_VARIABLE = "EVWORKER_TEST_RABBITMQ_SERVER"
 """Another command line that starts a server in the foreground, configured by RABBITMQ_… alone."""
@@ -23,21 +23,18 @@ START_TIMEOUT_S = 90.0
 _BINARIES = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 
 
-def server_command() -> list[str] | None:
-    """What starts a server on this machine, or None."""
+def server_command() -> list[str]:
+    """What starts a server on this machine; a test is skipped or fails where there is none."""
     if named := os.environ.get(SERVER_VARIABLE):
         return shlex.split(named)
-    for binary in _BINARIES:
-        if found := shutil.which(binary):
-            return [found]
-    return None
+    return [program(*_BINARIES, instead=f"; {SERVER_VARIABLE} can name one")]
 
 
 class Node:
     """One node, to be killed and started again on the same data."""
 
-    def __init__(self, command: list[str], folder: Path) -> None:
-        self._command = command
+    def __init__(self, folder: Path) -> None:
+        self._command = server_command()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._port, self._distribution_port = free_port(), free_port()

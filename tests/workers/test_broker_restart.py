@@ -7,7 +7,6 @@ set, else the machine's own.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -16,7 +15,7 @@ from evworker.broker import PublishError
 from evworker.workers import Context, Plugin, Retry, plan_topology
 from tests.conftest import Cleanup
 from tests.waiting import eventually
-from tests.workers.rabbitmq_node import SERVER_VARIABLE, Node, server_command
+from tests.workers.rabbitmq_node import Node
 from tests.workers.stage import ANY_VERSION, OrderPlaced, OutOfLuckError, Stage
 
 pytestmark = pytest.mark.broker
@@ -27,13 +26,7 @@ COMING_BACK_S = 90.0
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    command = server_command()
-    if command is None:
-        reason = f"no rabbitmq-server on this machine to be killed; {SERVER_VARIABLE} can name one"
-        if os.environ.get("CI"):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
-    node = Node(command, tmp_path_factory.mktemp("rabbitmq"))
+    node = Node(tmp_path_factory.mktemp("rabbitmq"))
     node.start()
     yield node
     node.kill()
