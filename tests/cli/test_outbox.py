@@ -274,6 +274,23 @@ async def test_what_is_no_dead_row_is_told_and_the_others_are_done(
     assert "there are more" in shown.err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["retry"], ["discard", "--yes"], ["discard", "--dry-run"], ["discard"]]
+)
+async def test_where_nothing_named_is_dead_the_error_is_all_that_is_told(
+    evworker: Command, three_dead: Rows, arguments: list[str]
+) -> None:
+    hint = "`evworker outbox dead` shows those that are\n"
+    one = await evworker("outbox", *arguments, "99")
+    assert (one.code, one.out) == (1, "")
+    assert one.err == f"error: row 99 is not dead, or not there; {hint}"
+    two = await evworker("outbox", *arguments, "98", "99")
+    assert (two.code, two.out) == (1, "")
+    assert two.err == f"error: 2 of the 2 rows named are not dead, or not there; {hint}"
+    assert len(await three_dead.by_state("dead")) == 3
+    await three_dead.engine.dispose()
+
+
 async def test_nothing_is_discarded_without_being_asked_for_twice(
     evworker: Command, three_dead: Rows
 ) -> None:

@@ -80,7 +80,7 @@ def retry(seqs: tuple[int, ...], every: bool, database_url: str | None, as_json:
     done = interrupts.run(_retry(database_url, seqs))
     if as_json:
         show_json_line({"retried": done})
-    else:
+    elif done or every:
         click.echo(f"{counted(done, 'row')} ready again" if done else "no row is ready again")
     _tell_missing(seqs, done)
 
@@ -115,10 +115,9 @@ def discard(
         discarded = interrupts.run(_discard(database_url, seqs, matched))
     if as_json:
         show_json_line({"matched": matched, "discarded": discarded, "dry_run": dry_run})
-    elif dry_run:
-        click.echo(f"would discard {counted(matched, 'row')}")
-    else:
-        click.echo(f"discarded {counted(discarded, 'row')}")
+    elif matched or every:
+        done = counted(discarded, "row")
+        click.echo(f"would discard {counted(matched, 'row')}" if dry_run else f"discarded {done}")
     _tell_missing(seqs, matched)
 
 
@@ -183,9 +182,9 @@ def _tell_missing(seqs: tuple[int, ...], found: int) -> None:
     named = len(set(seqs))
     if found < named:
         are = "is" if named - found == 1 else "are"
+        which = f"{named - found:,} of the {named:,} rows named" if named > 1 else f"row {seqs[0]}"
         raise WrongError(
-            f"{named - found:,} of the {named:,} rows named {are} not dead, or not there; "
-            "`evworker outbox dead` shows those that are"
+            f"{which} {are} not dead, or not there; `evworker outbox dead` shows those that are"
         )
 
 
