@@ -120,6 +120,9 @@ class Transaction:
         token = _may_commit.set(True)
         try:
             session.commit()
+        except BaseException:
+            _roll_back_underneath(connection)
+            raise
         finally:
             _may_commit.reset(token)
         session.close()
@@ -191,8 +194,28 @@ def guarded(engine: AsyncEngine) -> AsyncEngine:
     return ours
 
 
-def _refuse(_connection: Connection) -> None:
+def _roll_back_underneath(connection: Connection) -> None:
+    """Roll back what the driver has begun, after a commit that failed or was refused.
+
+    SQLAlchemy takes its transaction for over then, and gives the connection back to the pool
+    without a rollback. Where the database has not ended it, and it does not know of a refusal, the
+    locks would stay, and whoever has the connection next would commit the inbox row of this
+    attempt with its own.
+    """
+    if connection.closed or connection.invalidated:
+        return
+    try:
+        connection.dialect.do_rollback(connection.connection)
+    except BaseException as error:
+        connection.invalidate()
+        if not isinstance(error, Exception):
+            raise
+        log.debug("could not roll back", error=str(error))
+
+
+def _refuse(connection: Connection) -> None:
     if not _may_commit.get():
+        _roll_back_underneath(connection)
         raise TransactionError(
             "the handler can't commit: its transaction is committed when it returns, together "
             "with the inbox row; remove the commit"
