@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evworker.broker import Outbox
+from evworker.broker import Outbox, discard_dead, retry_dead
 from evworker.broker.database.tables import outbox
 from evworker.broker.outbox.store import OutboxStore, Refusal
 from tests.broker.events import OrderPlaced
+from tests.broker.outbox.written import states
 
 LIMIT_S = 5.0
 """Far below the 50 s for which MariaDB waits for a lock."""
@@ -52,6 +53,38 @@ async def test_a_writer_that_takes_its_time_holds_up_no_relay(
                 pass
         await writer.commit()
     assert await _rows(server) == 1
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "all"])
+@pytest.mark.parametrize("dead", [1, 3, 300])
+async def test_a_writer_that_takes_its_time_holds_up_no_operator(
+    server: AsyncEngine, dead: int, named: bool
+) -> None:
+    await add(server, dead)
+    retried = await _bury_all(server)
+    async with server.connect() as writer:
+        await Outbox().add(writer, OrderPlaced(order_id="not committed yet"))
+        uncommitted = max(retried) + 1
+        await add(server, dead)
+        discarded = (await _bury_all(server))[dead:]
+        await add(server, dead)
+        async with asyncio.timeout(LIMIT_S):
+            assert await discard_dead(server, [*discarded, uncommitted]) == dead
+            assert await retry_dead(server, [*retried, uncommitted] if named else None) == dead
+        await writer.commit()
+    assert await _rows(server) == 2 * dead + 1
+
+
+async def _bury_all(engine: AsyncEngine) -> list[int]:
+    """Have all that is committed dead; returns the rows in order."""
+    seqs = sorted(await states(engine))
+    async with engine.begin() as connection:
+        # One by one: else this would wait for the writer itself.
+        await connection.execute(
+            update(outbox).where(outbox.c.seq == bindparam("row")).values(state="dead"),
+            [{"row": seq} for seq in seqs],
+        )
+    return seqs
 
 
 async def _rows(engine: AsyncEngine) -> int:

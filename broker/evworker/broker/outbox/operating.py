@@ -11,25 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import (
-    ColumnElement,
-    CursorResult,
-    and_,
-    case,
-    delete,
-    distinct,
-    func,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import CursorResult, and_, case, distinct, func, or_, select
 
 from evworker.broker.database.engine import database_errors
 from evworker.broker.database.tables import outbox, relays, seconds_from_now, utc_now
+from evworker.broker.outbox import statements
 from evworker.broker.outbox.wakeup import CHANNEL
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 ALIVE_S = 20.0
 """A relay that has not been heard of for so long does not count any more."""
@@ -175,37 +165,43 @@ async def dead_rows(engine: AsyncEngine, *, limit: int = 100) -> list[DeadRow]:
 
 async def retry_dead(engine: AsyncEngine, seqs: Sequence[int] | None = None) -> int:
     """Let dead rows be tried as if for the first time, these or all; returns how many they were."""
-    revived = update(outbox).values(
-        state="ready", attempts=0, failed_since=None, last_error=None, due_at=None
-    )
-    return await _with_the_dead(engine, "retry dead rows", revived, seqs)
+    return await _with_the_dead(engine, "retry dead rows", statements.RETRY, seqs)
 
 
 async def discard_dead(engine: AsyncEngine, seqs: Sequence[int]) -> int:
     """Delete dead rows, which are never published then; returns how many they were."""
-    return await _with_the_dead(engine, "discard dead rows", delete(outbox), seqs)
+    return await _with_the_dead(engine, "discard dead rows", statements.DISCARD, seqs)
 
 
 async def _with_the_dead(
     engine: AsyncEngine, doing: str, statement: Any, seqs: Sequence[int] | None
 ) -> int:
     changed = 0
+    # Of what this reads nothing may be locked, or be taken for changed behind its back.
+    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "READ COMMITTED"}
     with database_errors(engine, doing):
-        async with engine.begin() as connection:
-            for which in _in_parts(seqs):
-                result: CursorResult[Any] = await connection.execute(
-                    statement.where(outbox.c.state == "dead", *which)
-                )
-                changed += result.rowcount
-            if changed and engine.dialect.name == "postgresql":
-                await connection.execute(select(func.pg_notify(CHANNEL, "")))
+        async with engine.connect() as opened:
+            connection = await opened.execution_options(**level)
+            async with connection.begin():
+                for some in _in_parts(await _dead_among(connection, seqs)):
+                    result: CursorResult[Any] = await connection.execute(
+                        statement.where(outbox.c.seq.in_(some))
+                    )
+                    changed += result.rowcount
+                if changed and engine.dialect.name == "postgresql":
+                    await connection.execute(select(func.pg_notify(CHANNEL, "")))
     return changed
 
 
-def _in_parts(seqs: Sequence[int] | None) -> list[list[ColumnElement[bool]]]:
+async def _dead_among(connection: AsyncConnection, seqs: Sequence[int] | None) -> list[int]:
+    """Read and not locked: of what is named, some may be in a transaction that is still open."""
     if seqs is None:
-        return [[]]
-    return [
-        [outbox.c.seq.in_(seqs[first : first + _AT_ONCE])]
-        for first in range(0, len(seqs), _AT_ONCE)
-    ]
+        return list(await connection.scalars(statements.DEAD))
+    dead: list[int] = []
+    for some in _in_parts(seqs):
+        dead += await connection.scalars(statements.DEAD.where(outbox.c.seq.in_(some)))
+    return dead
+
+
+def _in_parts(seqs: Sequence[int]) -> list[Sequence[int]]:
+    return [seqs[first : first + _AT_ONCE] for first in range(0, len(seqs), _AT_ONCE)]

@@ -1,4 +1,6 @@
-"""What the relay asks of the database, in one dialect; `store.py` says when, and of which rows.
+"""What a relay asks of the database, in one dialect; `store.py` says when, and of which rows.
+
+And what an operator does to dead rows, for `operating.py`.
 
 Each statement about claimed rows asks for the claim's token, `token`: after the lease it does
 nothing.
@@ -233,3 +235,11 @@ PRUNABLE = (
     select(outbox.c.seq).where(_is("sent"), outbox.c.due_at <= utc_now()).limit(PRUNED_AT_ONCE)
 )
 PRUNE = _by_its_number(delete(outbox)).where(_is("sent"))
+
+DEAD = select(outbox.c.seq).where(_is("dead")).order_by(outbox.c.seq)
+RETRY = (
+    _by_its_number(update(outbox))
+    .where(_is("dead"))
+    .values(state="ready", attempts=0, failed_since=None, last_error=None, due_at=None)
+)
+DISCARD = _by_its_number(delete(outbox)).where(_is("dead"))
