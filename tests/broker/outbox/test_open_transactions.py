@@ -25,7 +25,7 @@ async def add(engine: AsyncEngine, rows: int) -> None:
         )
 
 
-@pytest.mark.parametrize("rows", [3, 300])
+@pytest.mark.parametrize("rows", [3, 300, 3_000])
 async def test_a_writer_that_takes_its_time_holds_up_no_relay(
     server: AsyncEngine, rows: int
 ) -> None:
@@ -35,7 +35,7 @@ async def test_a_writer_that_takes_its_time_holds_up_no_relay(
         await Outbox().add(writer, OrderPlaced(order_id="not committed yet"))
         async with asyncio.timeout(LIMIT_S):
             await add(server, rows)
-            claim = await store.claim(1_000)
+            claim = await store.claim(10_000)
             assert claim is not None
             assert len(await store.read(claim)) == rows
             first, second, third = claim.seqs[:3]
@@ -46,7 +46,7 @@ async def test_a_writer_that_takes_its_time_holds_up_no_relay(
             assert await store.settle(claim.token, claim.seqs) == rows - 3
             left: set[int] = set()
             while left != {first, second, third}:
-                if (again := await keeping.claim(1_000)) is not None:
+                if (again := await keeping.claim(10_000)) is not None:
                     assert await keeping.settle(again.token, again.seqs) == len(again.seqs)
                     left |= set(again.seqs)
             while await keeping.prune() or await _rows(server):
@@ -56,7 +56,7 @@ async def test_a_writer_that_takes_its_time_holds_up_no_relay(
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "all"])
-@pytest.mark.parametrize("dead", [1, 3, 300])
+@pytest.mark.parametrize("dead", [1, 3, 300, 3_000])
 async def test_a_writer_that_takes_its_time_holds_up_no_operator(
     server: AsyncEngine, dead: int, named: bool
 ) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import importlib
 import importlib.util
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from threading import Thread
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from evworker.broker.errors import (
     DatabaseError,
@@ -149,6 +149,18 @@ def _prepare_sqlite(connection: object, _record: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+
+
+@asynccontextmanager
+async def read_committed(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection in a transaction that locks the rows it changes, and no gaps between them."""
+    # The level is set on the connection, not the engine: there a connection that is lost just
+    # then would never come back to its pool. SQLite has one writer, and no such level.
+    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "READ COMMITTED"}
+    async with engine.connect() as opened:
+        connection = await opened.execution_options(**level)
+        async with connection.begin():
+            yield connection
 
 
 def address_of(engine: AsyncEngine) -> str:

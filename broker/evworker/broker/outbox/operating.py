@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import CursorResult, and_, case, distinct, func, or_, select
 
-from evworker.broker.database.engine import database_errors
+from evworker.broker.database.engine import database_errors, read_committed
 from evworker.broker.database.tables import outbox, relays, seconds_from_now, utc_now
 from evworker.broker.outbox import statements
 from evworker.broker.outbox.wakeup import CHANNEL
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 ALIVE_S = 20.0
 """A relay that has not been heard of for so long does not count any more."""
-
-_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +175,15 @@ async def _with_the_dead(
     engine: AsyncEngine, doing: str, statement: Any, seqs: Sequence[int] | None
 ) -> int:
     changed = 0
-    # Of what this reads nothing may be locked, or be taken for changed behind its back.
-    level = {} if engine.dialect.name == "sqlite" else {"isolation_level": "READ COMMITTED"}
     with database_errors(engine, doing):
-        async with engine.connect() as opened:
-            connection = await opened.execution_options(**level)
-            async with connection.begin():
-                for some in _in_parts(await _dead_among(connection, seqs)):
-                    result: CursorResult[Any] = await connection.execute(
-                        statement.where(outbox.c.seq.in_(some))
-                    )
-                    changed += result.rowcount
-                if changed and engine.dialect.name == "postgresql":
-                    await connection.execute(select(func.pg_notify(CHANNEL, "")))
+        async with read_committed(engine) as connection:
+            for some in statements.in_parts(await _dead_among(connection, seqs)):
+                result: CursorResult[Any] = await connection.execute(
+                    statement.where(outbox.c.seq.in_(some))
+                )
+                changed += result.rowcount
+            if changed and engine.dialect.name == "postgresql":
+                await connection.execute(select(func.pg_notify(CHANNEL, "")))
     return changed
 
 
@@ -198,10 +192,6 @@ async def _dead_among(connection: AsyncConnection, seqs: Sequence[int] | None) -
     if seqs is None:
         return list(await connection.scalars(statements.DEAD))
     dead: list[int] = []
-    for some in _in_parts(seqs):
+    for some in statements.in_parts(seqs):
         dead += await connection.scalars(statements.DEAD.where(outbox.c.seq.in_(some)))
     return dead
-
-
-def _in_parts(seqs: Sequence[int]) -> list[Sequence[int]]:
-    return [seqs[first : first + _AT_ONCE] for first in range(0, len(seqs), _AT_ONCE)]

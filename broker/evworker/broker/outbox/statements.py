@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -44,6 +45,7 @@ from evworker.broker.database.tables import (
 
 PROMOTED_AT_ONCE = 5_000
 PRUNED_AT_ONCE = 5_000
+_NAMED_AT_ONCE = 500
 
 _Write = TypeVar("_Write", Update, Delete)
 
@@ -63,6 +65,15 @@ def _by_its_number(statement: _Write) -> _Write:
             statement = statement.prefix_with(outbox.name, dialect=dialect)
         statement = statement.with_hint("FORCE INDEX (PRIMARY)", dialect_name=dialect)
     return statement
+
+
+def in_parts(seqs: Sequence[int]) -> list[Sequence[int]]:
+    """Rows to be named in one statement each.
+
+    Of a thousand and more MySQL's kin makes a table to join with, looks up no row by its number,
+    and waits as `_by_its_number` says.
+    """
+    return [seqs[first : first + _NAMED_AT_ONCE] for first in range(0, len(seqs), _NAMED_AT_ONCE)]
 
 
 def _from_now(parameter: str) -> seconds_from_now:

@@ -39,7 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from evworker.broker.database.engine import database_errors
+from evworker.broker.database.engine import database_errors, read_committed
 from evworker.broker.database.schema import OUTBOX_LOCK
 from evworker.broker.database.tables import locks, outbox, relays, seconds_from_now, utc_now
 from evworker.broker.errors import ConfigurationError
@@ -140,7 +140,7 @@ class OutboxStore:
         """
         started = time.monotonic()
         with database_errors(self._engine, "claim events"):
-            async with self._transaction() as connection:
+            async with read_committed(self._engine) as connection:
                 await self._lock(connection)
                 seqs = await self._choose_or_promote(connection, limit, started)
                 if not seqs:
@@ -168,19 +168,16 @@ class OutboxStore:
             values: dict[str, Any] = {"token": token}
         else:
             statement, values = statements.KEEP, {"token": token, "keep": self._keep_s}
-        return await self._run("settle events", statement.where(self._among(seqs)), values)
+        return await self._run("settle events", statement, seqs, values)
 
     async def release(self, token: str, seqs: Sequence[int]) -> int:
         """Give back what was not published, by no fault of its own."""
-        return await self._run(
-            "release events", statements.RELEASE.where(self._among(seqs)), {"token": token}
-        )
+        return await self._run("release events", statements.RELEASE, seqs, {"token": token})
 
     async def postpone(self, token: str, seqs: Sequence[int], *, delay_s: float, error: str) -> int:
         """Let rows wait, and with them their keys; it brings them no nearer to being dead."""
         values = {"token": token, "delay": delay_s, "error": error[:_LONGEST_ERROR]}
-        postponed = statements.POSTPONE.where(self._among(seqs))
-        return await self._run("postpone events", postponed, values)
+        return await self._run("postpone events", statements.POSTPONE, seqs, values)
 
     async def back_off(
         self,
@@ -197,7 +194,7 @@ class OutboxStore:
         """
         dead = 0
         with database_errors(self._engine, "put off events"):
-            async with self._transaction() as connection:
+            async with read_committed(self._engine) as connection:
                 for refusal in refusals:
                     may_die = refusal.attempts >= dead_after_attempts
                     statement = statements.BURY_OR_BACK_OFF if may_die else statements.BACK_OFF
@@ -230,16 +227,13 @@ class OutboxStore:
         with database_errors(self._engine, "prune the outbox"):
             async with self._single_statements() as connection:
                 seqs = (await connection.scalars(statements.PRUNABLE)).all()
-        if not seqs:
-            return 0
-        sent = statements.PRUNE.where(self._among(seqs))
-        return await self._run("prune the outbox", sent, {})
+        return await self._run("prune the outbox", statements.PRUNE, seqs, {}) if seqs else 0
 
     async def beat(self, *, sent: int, per_second: int) -> None:
         """Say that this relay is at work, and forget those that have not said so for a minute."""
         values = {"relay": self.relay, "sent": sent, "per_second": per_second}
         with database_errors(self._engine, "write the relay's heartbeat"):
-            async with self._transaction() as connection:
+            async with read_committed(self._engine) as connection:
                 told = (
                     update(relays)
                     .where(relays.c.relay == self.relay)
@@ -257,17 +251,9 @@ class OutboxStore:
     async def leave(self) -> None:
         """Take this relay off the list of those that are at work."""
         gone = delete(relays).where(relays.c.relay == self.relay)
-        await self._run("remove the relay's heartbeat", gone, {})
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        # The level is set on the connection, not the engine: there a connection that is lost just
-        # then would never come back to its pool.
-        level = {} if self._is_sqlite else {"isolation_level": "READ COMMITTED"}
-        async with self._engine.connect() as opened:
-            connection = await opened.execution_options(**level)
-            async with connection.begin():
-                yield connection
+        with database_errors(self._engine, "remove the relay's heartbeat"):
+            async with self._single_statements() as connection:
+                await connection.execute(gone)
 
     @asynccontextmanager
     async def _single_statements(self) -> AsyncIterator[AsyncConnection]:
@@ -301,8 +287,8 @@ class OutboxStore:
         # Two statements, since MySQL has no LIMIT in the subquery of an UPDATE.
         too_far = {"too_far": _LONGEST_LEASE_S}
         due = (await connection.scalars(statements.DUE, too_far)).all()
-        if due:
-            await connection.execute(statements.PROMOTE.where(self._among(due)), too_far)
+        for some in self._in_parts(due):
+            await connection.execute(statements.PROMOTE.where(self._among(some)), too_far)
 
     async def _choose_or_promote(
         self, connection: AsyncConnection, limit: int, now: float
@@ -321,13 +307,16 @@ class OutboxStore:
     async def _take(
         self, connection: AsyncConnection, token: str, seqs: list[int]
     ) -> list[ClaimedRow] | None:
-        claim = statements.CLAIM.where(self._among(seqs))
         values = {"token": token, "relay": self.name, "lease": self.lease_s}
-        if not self._returns_updated:
-            await connection.execute(claim, values)
-            return None
-        taken = await connection.execute(claim.returning(*statements.CLAIMED_ROW), values)
-        return sorted((ClaimedRow(*row) for row in taken), key=lambda row: row.seq)
+        rows: list[ClaimedRow] = []
+        for some in self._in_parts(seqs):
+            claim: Any = statements.CLAIM.where(self._among(some))
+            if self._returns_updated:
+                claim = claim.returning(*statements.CLAIMED_ROW)
+            taken = await connection.execute(claim, values)
+            if self._returns_updated:
+                rows += [ClaimedRow(*row) for row in taken]
+        return sorted(rows, key=lambda row: row.seq) if self._returns_updated else None
 
     async def _choose(self, connection: AsyncConnection, limit: int) -> list[int]:
         chosen: list[int] = []
@@ -347,11 +336,21 @@ class OutboxStore:
         counted = select(func.count()).where(outbox.c.state == "dead", self._among(seqs))
         return int((await connection.execute(counted)).scalar_one())
 
-    async def _run(self, doing: str, statement: Any, values: dict[str, Any]) -> int:
+    async def _run(
+        self, doing: str, statement: Any, seqs: Sequence[int], values: dict[str, Any]
+    ) -> int:
+        changed = 0
         with database_errors(self._engine, doing):
             async with self._single_statements() as connection:
-                result: CursorResult[Any] = await connection.execute(statement, values)
-                return result.rowcount
+                for some in self._in_parts(seqs):
+                    result: CursorResult[Any] = await connection.execute(
+                        statement.where(self._among(some)), values
+                    )
+                    changed += result.rowcount
+        return changed
+
+    def _in_parts(self, seqs: Sequence[int]) -> list[Sequence[int]]:
+        return [seqs] if self._is_postgresql and seqs else statements.in_parts(seqs)
 
     def _among(self, seqs: Sequence[int]) -> ColumnElement[bool]:
         if self._is_postgresql:
