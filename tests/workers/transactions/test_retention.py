@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +10,7 @@ import pytest
 from sqlalchemy import insert
 
 from evworker.broker import DurationError
-from evworker.broker.database.tables import inbox
+from evworker.broker.database.tables import inbox, utc_now
 from evworker.workers import Context, Plugin, Worker
 from evworker.workers.inbox import Inbox
 from evworker.workers.transaction import Transaction
@@ -19,6 +20,8 @@ from tests.workers.transactions.shop import Shop, charge
 
 HOUR_S = 3_600.0
 EVENTS = 300
+LIMIT_S = 5.0
+"""Far below the 50 s for which MariaDB waits for a lock."""
 
 
 async def remember(shop: Shop, *ages_s: float) -> None:
@@ -49,6 +52,25 @@ async def test_it_is_forgotten_in_batches(shop: Shop) -> None:
     await remember(shop, *(2 * HOUR_S + number // 700 for number in range(2_500)), 0.0)
     assert await Inbox(shop.engine, window_s=HOUR_S).prune() == 2_500
     assert await shop.inbox() == [("charge", "e-2500")]
+
+
+@pytest.mark.parametrize("kept", [0, 3, 1_500])
+@pytest.mark.parametrize("old", [0, 1, 3, 1_500])
+async def test_a_handler_that_takes_its_time_holds_up_no_pruning(
+    shop: Shop, old: int, kept: int
+) -> None:
+    if shop.is_sqlite:  # which has one writer at a time, who is waited for
+        return
+    ages_s = [2 * HOUR_S + number for number in range(old)] + [0.0] * kept
+    if ages_s:
+        await remember(shop, *ages_s)
+    async with shop.engine.connect() as handler:
+        row = {"consumer": "charge", "event_id": "e-0 at work", "handled_at": utc_now()}
+        await handler.execute(insert(inbox).values(row))
+        async with asyncio.timeout(LIMIT_S):
+            assert await Inbox(shop.engine, window_s=HOUR_S).prune() == old
+        await handler.commit()
+    assert await shop.count(inbox) == kept + 1
 
 
 async def test_a_worker_prunes_by_itself(stage: Stage, shop: Shop, database_url: str) -> None:
