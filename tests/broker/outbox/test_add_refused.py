@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import psycopg
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy import Connection, make_url, select, text
+from sqlalchemy import event as database_event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 
 from evworker.broker import (
     ConfigurationError,
@@ -97,6 +100,80 @@ async def test_an_engine_made_for_autocommit_is_refused(
             outbox.add_sync(connection, ORDER)
             connection.rollback()
     assert await rows_in(engine) == []
+
+
+DRIVERS_AUTOCOMMIT: dict[str, dict[str, Any]] = {
+    "postgresql": {"autocommit": True},
+    "mysql": {"autocommit": True},
+    "sqlite": {"isolation_level": None},
+}
+FOR_ASYNC = {"postgresql": "psycopg", "mysql": "aiomysql", "sqlite": "aiosqlite"}
+BEGIN = {"postgresql": "BEGIN", "mysql": "START TRANSACTION", "sqlite": "BEGIN"}
+
+
+@asynccontextmanager
+async def with_drivers_autocommit(url: str) -> AsyncIterator[AsyncEngine]:
+    """An engine whose driver commits each statement, which SQLAlchemy does not know."""
+    kind = make_url(url).drivername
+    address = make_url(url).set(drivername=f"{kind}+{FOR_ASYNC[kind]}")
+    committing = create_async_engine(address, connect_args=DRIVERS_AUTOCOMMIT[kind])
+    yield committing
+    await committing.dispose()
+
+
+async def test_a_driver_that_commits_by_itself_is_refused(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    kind = make_url(database_url).drivername
+    async with with_drivers_autocommit(database_url) as committing:
+        async with AsyncSession(committing) as session:
+            with pytest.raises(TransactionError, match="driver is in autocommit"):
+                await outbox.add(session, ORDER)
+        async with committing.connect() as connection:
+            with pytest.raises(TransactionError, match="driver is in autocommit"):
+                await outbox.add_many(connection, [ORDER])
+            async with connection.begin():  # as it was before
+                with pytest.raises(TransactionError, match="driver is in autocommit"):
+                    await outbox.add(connection, ORDER)
+    with (
+        opened_sync(database_url, connect_args=DRIVERS_AUTOCOMMIT[kind]) as committing_sync,
+        Session(committing_sync) as sync_session,
+        pytest.raises(TransactionError, match="driver is in autocommit"),
+    ):
+        outbox.add_sync(sync_session, ORDER)
+    assert await rows_in(engine) == []
+
+
+async def test_a_url_of_mysql_that_asks_for_autocommit_is_refused(database_url: str) -> None:
+    address = make_url(database_url)
+    if address.drivername != "mysql":  # of the others a URL can't ask for it
+        return
+    committing = open_engine(f"{database_url}?autocommit=true")
+    async with AsyncSession(committing) as session:
+        with pytest.raises(TransactionError, match=r"autocommit .* out of the URL"):
+            await outbox.add(session, ORDER)
+    await committing.dispose()
+
+
+async def test_a_driver_that_commits_by_itself_is_taken_in_a_transaction_begun_by_hand(
+    engine: AsyncEngine, database_url: str
+) -> None:
+    """As SQLAlchemy advises for SQLite."""
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(BEGIN[connection.dialect.name])
+
+    async with with_drivers_autocommit(database_url) as committing:
+        database_event.listen(committing.sync_engine, "begin", begin)
+        for end in ("rollback", "commit"):
+            async with committing.connect() as connection:
+                await outbox.add(connection, ORDER)
+                await connection.exec_driver_sql(end)
+            async with committing.connect() as connection:
+                await connection.execute(select(1))
+                await outbox.add(connection, ORDER)
+                await connection.rollback()
+    assert len(await rows_in(engine)) == 1
 
 
 async def test_an_engine_is_no_transaction(engine: AsyncEngine) -> None:

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     AnySession: TypeAlias = AnyAsyncSession | AnySyncSession
 
 
+_SERVER_STATUS_IN_TRANS = 1
+"""MySQL's flag for it, in all that its server answers."""
+
 _Writing = Callable[[Any, Sequence[Row], Schedule], Awaitable[object] | None]
 
 
@@ -154,6 +157,12 @@ def _by_connection(connection: Connection, rows: Sequence[Row], schedule: Schedu
             "the connection is in AUTOCOMMIT, so there is no transaction and nothing was written; "
             "use a connection or an engine without isolation_level='AUTOCOMMIT'"
         )
+    if _its_driver_commits_by_itself(connection):
+        raise TransactionError(
+            "the connection's driver is in autocommit, so there is no transaction and nothing was "
+            "written; leave autocommit (of SQLite: isolation_level=None) out of the URL and of the "
+            "engine's connect_args"
+        )
     insert_rows(connection, rows, schedule)
 
 
@@ -162,6 +171,45 @@ def _commits_by_itself(connection: Connection) -> bool:
     if level is None:  # then the engine's; SQLAlchemy has no public word for it
         level = getattr(connection.dialect, "_on_connect_isolation_level", None)
     return level == "AUTOCOMMIT"
+
+
+def _its_driver_commits_by_itself(connection: Connection) -> bool:
+    """As a URL or connect_args may have asked it to, of which SQLAlchemy takes no notice."""
+    driver: Any = connection.connection.driver_connection
+    if not _is_in_autocommit(connection.dialect.name, driver):
+        return False
+    # A listener may begin what the driver does not, as SQLAlchemy's recipe for SQLite does.
+    begun = None if connection.in_transaction() else connection.begin()
+    if _has_begun(connection.dialect.name, driver):
+        return False
+    if begun is not None:
+        begun.rollback()
+    return True
+
+
+# What a driver keeps in memory, and answers without asking the server; one that is not known to
+# tell is taken for a good one.
+
+
+def _is_in_autocommit(dialect: str, driver: Any) -> bool:
+    match dialect:
+        case "sqlite":
+            return getattr(driver, "isolation_level", "") is None
+        case "mysql" | "mariadb":
+            return hasattr(driver, "get_autocommit") and bool(driver.get_autocommit())
+        case _:
+            return bool(getattr(driver, "autocommit", False))
+
+
+def _has_begun(dialect: str, driver: Any) -> bool:
+    match dialect:
+        case "sqlite":
+            return bool(driver.in_transaction)
+        case "mysql" | "mariadb":
+            return bool(getattr(driver, "server_status", 0) & _SERVER_STATUS_IN_TRANS)
+        case _:
+            idle = 0  # libpq's PQTRANS_IDLE
+            return getattr(getattr(driver, "info", None), "transaction_status", idle) != idle
 
 
 # asyncpg and psycopg
