@@ -12,6 +12,7 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,7 +48,7 @@ PRODUCERS = 8
 RELAYS = 2
 WORKERS = 3
 QUEUES = tuple(f"shop.{name}" for name in CONSUMERS)
-SETTLING_S = 120.0
+STANDSTILL_S = 60.0
 COPY = "copy"
 
 
@@ -160,17 +161,30 @@ class Run:
             return await connection.scalar(sa.select(sa.func.count()).select_from(outbox)) or 0
 
     async def settle(self) -> None:
-        """Wait until everything has taken effect; dead letters are replayed, as one would."""
+        """Wait until everything has taken effect, for as long as anything moves."""
+        while (left := await self.left()) != (0, 0):
+            unsent, missing = left
+            await eventually(
+                partial(self.has_moved, left),
+                f"{unsent} events are not sent and {missing} effects are missing, and that changes",
+                timeout_s=STANDSTILL_S,
+            )
 
-        async def settled() -> bool:
-            async with Connection(self.broker.url, name="settling") as connection:
-                for queue in QUEUES:
-                    if await count_messages(connection, f"{queue}.dlq"):
-                        await replay_dead_letters(connection, f"{queue}.dlq")
-            expected = len(await self.committed()) * len(CONSUMERS)
-            return not await self.unsent() and (await self.effects()).total() >= expected
+    async def left(self) -> tuple[int, int]:
+        """How many events are not sent yet, and how many effects are missing."""
+        expected = len(await self.committed()) * len(CONSUMERS)
+        return await self.unsent(), max(0, expected - (await self.effects()).total())
 
-        await eventually(settled, "every effect is there", timeout_s=SETTLING_S)
+    async def has_moved(self, since: tuple[int, int]) -> bool:
+        await self.replay_dead_letters()
+        return await self.left() != since
+
+    async def replay_dead_letters(self) -> None:
+        """As one would: some orders fail more often than they are tried again."""
+        async with Connection(self.broker.url, name="settling") as connection:
+            for queue in QUEUES:
+                if await count_messages(connection, f"{queue}.dlq"):
+                    await replay_dead_letters(connection, f"{queue}.dlq")
 
     async def arrivals(self) -> dict[str, list[int]]:
         """The numbers of each customer's orders in the order in which they first arrived."""
