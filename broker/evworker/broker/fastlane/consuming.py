@@ -47,6 +47,7 @@ class TappedDeliveries:
             tag, redelivered = _tag_and_redelivered(method, at)
         except (LookupError, struct.error) as error:
             raise FrameError("a delivery that is too short") from error
+        self._settling.begin(tag)
         self._receive(
             Delivery(
                 self._queue,

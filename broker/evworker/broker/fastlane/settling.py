@@ -15,6 +15,7 @@ of a delivery (https://www.rabbitmq.com/docs/confirms#consumer-acks-multiple-par
 from __future__ import annotations
 
 import struct
+from itertools import chain, takewhile
 
 from evworker.broker.fastlane.frames import (
     BASIC_ACK,
@@ -32,21 +33,24 @@ _REQUEUE_IN_NACK = 2
 
 
 class Settling:
-    """The deliveries of one channel, from its opening on: their tags are 1, 2, 3 and so on."""
+    """The deliveries of one channel."""
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
-        self._first = 1
-        """The lowest tag that is not known to be settled."""
+        self._unsettled: dict[int, None] = {}
+        """The tags that the broker awaits an answer for, in the order in which they came."""
         self._finished: set[int] = set()
-        """Those that the broker has yet to be told of."""
-        self._told: set[int] = set()
-        """Those from `_first` on of which it knows."""
+        """Those among them that the broker has yet to be told of."""
         self._frames: list[bytes] = []
+
+    def begin(self, tag: int) -> None:
+        """It has come, after all those before it."""
+        self._unsettled[tag] = None
 
     def ack(self, tag: int) -> None:
         """It is done with."""
-        self._finished.add(tag)
+        if tag in self._unsettled:
+            self._finished.add(tag)
 
     def hand_back(self, tag: int) -> None:
         """It is to be delivered again."""
@@ -59,32 +63,23 @@ class Settling:
     def frames(self) -> bytes:
         """All that the broker has yet to be told, once."""
         frames, self._frames = self._frames, []
-        finished, told = self._finished, self._told
-        if not finished:
-            return b"".join(frames)
-        first, last, several = self._first, 0, False
-        while True:
-            if first in finished:
-                finished.remove(first)
-                last, several = first, bool(last)
-            elif first in told:
-                told.remove(first)
-            else:
-                break
-            first += 1
-        self._first = first
-        if last:
-            frames.append(self._frame(BASIC_ACK, last, _MULTIPLE if several else 0))
-        if finished:
-            frames += [self._frame(BASIC_ACK, tag, 0) for tag in finished]
-            told |= finished
-            finished.clear()
+        unsettled, finished = self._unsettled, self._finished
+        prefix = list(takewhile(finished.__contains__, unsettled))
+        if prefix:
+            flags = _MULTIPLE if len(prefix) > 1 else 0
+            frames.append(self._frame(BASIC_ACK, prefix[-1], flags))
+            finished.difference_update(prefix)
+        frames += [self._frame(BASIC_ACK, tag, 0) for tag in finished]
+        for tag in chain(prefix, finished):
+            del unsettled[tag]
+        finished.clear()
         return b"".join(frames)
 
     def _settle_alone(self, index: int, tag: int, flags: int) -> None:
         # Written before any ack that could cover it.
-        self._frames.append(self._frame(index, tag, flags))
-        self._told.add(tag)
+        if tag in self._unsettled and tag not in self._finished:
+            del self._unsettled[tag]
+            self._frames.append(self._frame(index, tag, flags))
 
     def _frame(self, index: int, tag: int, flags: int) -> bytes:
         return _settle(METHOD, self._channel, _ARGUMENTS_BYTES, index, tag, flags, FRAME_END)
