@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 4
-BENCH ?= consume
+BENCH ?= run
 ARGS ?=
 SEEDS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-unit lint format wheel-test bench coverage install services clean
+.PHONY: help demo test test-long test-unit lint format wheel-test bench bench-quick coverage install services clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,10 +52,15 @@ format: $(VENV)/.installed-dev ## put the code into its one format
 wheel-test: $(VENV)/.installed-dev ## build sdist and wheel, and use the wheel in a clean environment
 	@$(BIN)/python -m tests.wheel
 
-bench: $(VENV)/.installed-dev ## consume side by side with bare aio-pika; or BENCH=footprint, BENCH=deadletters
+bench: $(VENV)/.installed-dev ## evworker and its peers side by side, 20-30 minutes; or BENCH=footprint, BENCH=relay, …
+	@found=$$($(BIN)/python -m tests.services --need broker,database) || exit 1; \
+	set -a; eval "$$found"; set +a; \
+	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
+
+bench-quick: $(VENV)/.installed-dev ## the same with aio-pika and a client in C alone, in under two minutes
 	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
 	set -a; eval "$$found"; set +a; \
-	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
+	$(BIN)/python -m benchmarks.run --quick $(ARGS)
 
 coverage: $(VENV)/.installed-dev ## all tests in one process, and which lines they reach
 	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
@@ -70,7 +75,7 @@ services: ## print the URLs of broker and databases as the tests find them, star
 	@$(BIN)/python -m tests.services --need broker,database,mysql
 
 clean: ## remove .venv and everything that was built or cached
-	rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) benchmarks/.environments build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment. Stamps make a second run quick; a change of the dependencies renews it.

@@ -4,7 +4,9 @@
 
 `publisher` is `Publisher.publish` with its confirms awaited, by 200 tasks at once, and no database.
 `relay` is one relay that empties an outbox of so many events. `relay, backlog` is the same relay
-while `--pending` events wait: it is stopped once it has sent `--events` of them. All go to the same
+while `--pending` events wait: it is stopped once it has sent `--events` of them. `by hand` is what
+one writes without a relay: on asyncpg, 500 rows at a time are selected FOR UPDATE SKIP LOCKED,
+published by aio-pika, and deleted once all are confirmed, in one transaction. All go to the same
 kind of queue. Each measurement is a process of its own.
 
 The latency is that of an idle relay: from before a commit to the broker's confirm as the relay has
@@ -19,7 +21,6 @@ import argparse
 import asyncio
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,11 +33,14 @@ from pathlib import Path
 from typing import Any
 
 import aio_pika
+import asyncpg
 import structlog
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.peers.measured import session_usage, tell
 from evworker.broker import Connection, Envelope, Event, Publisher
 from evworker.broker.database.engine import open_engine
 from evworker.broker.database.schema import make_tables
@@ -46,13 +50,20 @@ from tests.databases import own_database
 
 URL = os.environ.get("EVWORKER_TEST_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672/")
 AT_ONCE = 200
-SIDES = ("publisher", "relay", "relay, backlog")
+SIDES = ("publisher", "relay", "relay, backlog", "by hand")
+BATCH = 500
 
 FILL = """
 INSERT INTO evworker_outbox (event_id, topic, body, created_at, state, attempts)
 SELECT substr(:id, 1, 28) || lpad(to_hex(n), 8, '0'), :topic, :body, now(), 'ready', 0
 FROM generate_series(1, :events) AS n
 """
+
+SELECT = """
+SELECT seq, event_id, topic, body FROM evworker_outbox
+ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED
+"""
+DELETE = "DELETE FROM evworker_outbox WHERE seq = ANY($1)"
 
 
 class OrderPlaced(Event, topic="bench.orders.placed", version=2):
@@ -89,7 +100,19 @@ async def bench_exchange(url: str) -> AsyncIterator[str]:
                 await channel.exchange_delete(one)
 
 
-async def measure_publisher(url: str, events: int) -> float:
+class Watch:
+    """What it took since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def result(self, messages: int) -> dict[str, Any]:
+        seconds = time.perf_counter() - self._began[0]
+        cpu_s = time.process_time() - self._began[1]
+        return {"messages": messages, "seconds": seconds, "cpu_s": cpu_s}
+
+
+async def measure_publisher(url: str, events: int) -> dict[str, Any]:
     async with bench_exchange(url) as exchange, Publisher(url, exchange=exchange) as publisher:
         numbers = iter(range(events))
 
@@ -97,13 +120,12 @@ async def measure_publisher(url: str, events: int) -> float:
             for _ in numbers:
                 await publisher.publish(EVENT)
 
-        started = time.perf_counter()
+        watch = Watch()
         await asyncio.gather(*(lane() for _ in range(AT_ONCE)))
-        return events / (time.perf_counter() - started)
+        return watch.result(events)
 
 
-async def measure_relay(url: str, database: str, events: int, pending: int) -> float:
-    engine = open_engine(database)
+async def fill(engine: AsyncEngine, pending: int) -> None:
     await make_tables(engine)
     envelope = Envelope.wrap(EVENT, source="bench")
     filled = {"id": envelope.id, "topic": envelope.topic, "body": envelope.encode()}
@@ -112,19 +134,55 @@ async def measure_relay(url: str, database: str, events: int, pending: int) -> f
     async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         await connection.execute(text("VACUUM ANALYZE evworker_outbox"))
         await connection.execute(text("CHECKPOINT"))
+
+
+async def measure_relay(url: str, database: str, events: int, pending: int) -> dict[str, Any]:
+    engine = open_engine(database)
+    await fill(engine, pending)
     async with bench_exchange(url) as exchange:
         relay = Relay(engine, url, exchange=exchange)
         async with relay:
-            started = time.perf_counter()
+            watch = Watch()
             running = asyncio.create_task(relay.run())
             while relay.counts.sent < events:
                 await asyncio.sleep(0.002)
-            seconds = time.perf_counter() - started
-            sent = relay.counts.sent
+            result = watch.result(relay.counts.sent)
             relay.stop()
             await running
     await engine.dispose()
-    return sent / seconds
+    return result
+
+
+async def measure_by_hand(url: str, database: str, events: int) -> dict[str, Any]:
+    engine = open_engine(database)
+    await fill(engine, events)
+    await engine.dispose()
+    async with bench_exchange(url) as name, await aio_pika.connect(url) as plain:
+        rows = await asyncpg.connect(database)
+        exchange = await (await plain.channel()).get_exchange(name)
+        watch = Watch()
+        while await publish_batch(rows, exchange):
+            pass
+        result = watch.result(events)
+        await rows.close()
+    return result
+
+
+async def publish_batch(rows: asyncpg.Connection, exchange: aio_pika.abc.AbstractExchange) -> int:
+    async with rows.transaction():
+        batch = await rows.fetch(SELECT, BATCH)
+        messages = (
+            aio_pika.Message(
+                row["body"],
+                message_id=row["event_id"],
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            )
+            for row in batch
+        )
+        topics = (row["topic"] for row in batch)
+        await asyncio.gather(*map(exchange.publish, messages, topics))
+        await rows.execute(DELETE, [row["seq"] for row in batch])
+    return len(batch)
 
 
 async def measure_latency(url: str, database: str, commits: int) -> dict[str, list[float]]:
@@ -169,12 +227,14 @@ async def measure_latency(url: str, database: str, commits: int) -> dict[str, li
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     url, events = arguments.url, arguments.events
     if arguments.side == "publisher":
-        return {"rate": await measure_publisher(url, events)}
+        return await measure_publisher(url, events)
     with own_database("postgresql", Path(), prefix="bench") as database:
         if arguments.side == "latency":
             return await measure_latency(url, database, arguments.commits)
+        if arguments.side == "by hand":
+            return await measure_by_hand(url, database, events)
         pending = arguments.pending if arguments.side == "relay, backlog" else events
-        return {"rate": await measure_relay(url, database, events, pending)}
+        return await measure_relay(url, database, events, pending)
 
 
 def measured_apart(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -201,15 +261,20 @@ def main() -> None:
             cache_logger_on_first_use=True,
         )
         result = asyncio.run(measure(arguments))
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        print(json.dumps(result | {"rss_mib": usage.ru_maxrss / 1024}))
+        if told := os.environ.get("BENCH_RESULT"):  # by benchmarks.run
+            usage = session_usage()
+            tell(Path(told), result | {"pss_mib": usage.pss_mib, "processes": usage.processes})
+        print(json.dumps(result))
         return
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(arguments.rounds):
         for side, results in rounds.items():
             results.append(measured_apart(side, arguments))
     print(f"{arguments.events:,} events, {arguments.rounds} rounds, PostgreSQL")
-    rates = {side: [result["rate"] for result in results] for side, results in rounds.items()}
+    rates = {
+        side: [result["messages"] / result["seconds"] for result in results]
+        for side, results in rounds.items()
+    }
     for side, numbers in rates.items():
         spread = f"({min(numbers):,.0f}-{max(numbers):,.0f})"
         print(f"{side:16} {statistics.median(numbers):8,.0f} events/s {spread}")

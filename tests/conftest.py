@@ -25,7 +25,12 @@ from tests.services import BROKER_VARIABLE, DATABASE_VARIABLE, MYSQL_VARIABLE
 from tests.services import broker_urls as listed_broker_urls
 
 _HERE = Path(__file__).parent
-ON_ONE_BROKER = {_HERE / "cli", _HERE / "broker" / "outbox", _HERE / "workers" / "transactions"}
+ON_ONE_BROKER = {
+    _HERE / "benchmarks",
+    _HERE / "broker" / "outbox",
+    _HERE / "cli",
+    _HERE / "workers" / "transactions",
+}
 """Where what differs between brokers is tested in the rooms below."""
 
 
