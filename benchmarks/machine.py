@@ -18,7 +18,7 @@ def describe_machine() -> dict[str, object]:
     return {
         "cores": os.cpu_count(),
         "cpu": _field("/proc/cpuinfo", "model name"),
-        "memory": _field("/proc/meminfo", "MemTotal"),
+        "memory": f"{int(_field('/proc/meminfo', 'MemTotal').split()[0]) / 2**20:.0f} GiB",
         "system": platform.platform(),
         "python": platform.python_version(),
     }

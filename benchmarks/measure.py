@@ -33,7 +33,9 @@ SAMPLE = 500
 _REST_S = 0.5  # the broker may still be writing what it has counted already
 _LAST_ACKS_S = 0.3  # the result is told before the last ack has left
 _SETTLED_S = 30.0
-_ENDING_S = 15.0
+_ENDING_S, _CLEARING_UP_S = 3.0, 15.0
+"""How long a process may take to end: one that has told its result (Celery's would take ten
+seconds for nothing), and one that has not and may have something to remove."""
 _LOG_LINES = 5
 
 Result = dict[str, Any]
@@ -261,7 +263,7 @@ class _Process:
             if self._process.poll() is None:
                 self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_ENDING_S)
+                self._process.wait(_ENDING_S if self._result.exists() else _CLEARING_UP_S)
         finally:  # also when somebody is too impatient for that
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # it, or who is left of its session

@@ -21,6 +21,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -226,6 +227,9 @@ async def measure_latency(url: str, database: str, commits: int) -> dict[str, li
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     url, events = arguments.url, arguments.events
+    if (measuring := asyncio.current_task()) is not None:
+        # By way of what removes its queue and its database.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     if arguments.side == "publisher":
         return await measure_publisher(url, events)
     with own_database("postgresql", Path(), prefix="bench") as database:

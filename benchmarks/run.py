@@ -57,6 +57,8 @@ def main() -> None:
         for contestant in CONTESTANTS:
             print(f"{contestant.name:24} {', '.join(contestant.rates):36} {contestant.note}")
         return
+    if not Path("/proc/self/smaps_rollup").exists():
+        sys.exit("this needs Linux: CPU and memory of each contestant are read from /proc")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
     run: dict[str, Any] = {

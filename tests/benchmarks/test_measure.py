@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,11 @@ from benchmarks.measure import MeasurementError, Stage, plain_message
 from benchmarks.queues import QueueError, Queues
 from benchmarks.run import Heat, measure_all
 from tests.conftest import Cleanup
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(),
+    reason="contestants are measured by Linux's /proc; the benchmark says so too",
+)
 
 EVWORKER = next(one for one in CONTESTANTS if one.name == "evworker")
 
