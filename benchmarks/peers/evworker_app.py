@@ -21,7 +21,7 @@ from benchmarks.peers.measured import ORDER, PREFETCH, Assignment, publish, run,
 from evworker.broker import Connection, Event, Publisher, apply_topology
 from evworker.workers import Context, Plugin, Retry, plan_topology
 
-MANY = 500
+MANY = 5_000
 """How many events are handed to `publish_many` at once."""
 
 
