@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #define CHANNEL 1
 #define PREFETCH 200
@@ -100,6 +101,7 @@ static void consume(amqp_connection_state_t connection, const char *queue, long 
         amqp_destroy_envelope(&envelope);
     }
     end(messages, result);
+    pause(); /* until it is ended: a channel that closes forgets acks that its queue has not taken */
 }
 
 /* Waits for one frame of confirms, and returns how many messages are confirmed by now. */
