@@ -28,12 +28,15 @@ from benchmarks.contestants import (
     TUNED,
 )
 from benchmarks.environments import NotMadeError, python_of
+from benchmarks.peers.measured import RATE
 
 Rounds = dict[int, float]
 """A number for each round that told one."""
 
 LIMITS = {"consume": C_CONSUMER, "publish": C_PUBLISHER}
 BY_HAND = "relay by hand"
+IN_PACE = 0.95
+"""Of the rate that is asked for; below it a latency is not that of RATE messages a second."""
 TITLES = {
     "consume": "Consume",
     "publish": "Publish, each confirm awaited",
@@ -203,6 +206,14 @@ def remarks(run: dict[str, Any], everything: list[Heats]) -> list[str]:
         for name in heats.names
         if heats.left(name)
     ]
+    for heats in everything:
+        if heats.case == "latency":
+            slowest = {name: min(heats.rounds(name, rate).values()) for name in heats.names}
+            troubles += [
+                f"- {heats.title}: {name}: its publisher did not keep pace, {least:.0f} messages/s"
+                for name, least in slowest.items()
+                if least < IN_PACE * RATE
+            ]
     return [*lines, "", *(["## What went wrong", "", *troubles, ""] if troubles else [])]
 
 
