@@ -23,6 +23,7 @@ METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 
 CHANNEL_CLOSE = 20 << 16 | 40
 CHANNEL_CLOSE_OK = 20 << 16 | 41
+_ENDS = (CHANNEL_CLOSE, CHANNEL_CLOSE_OK)
 BASIC_PUBLISH = 60 << 16 | 40
 BASIC_RETURN = 60 << 16 | 50
 BASIC_DELIVER = 60 << 16 | 60
@@ -30,8 +31,14 @@ BASIC_ACK = 60 << 16 | 80
 BASIC_REJECT = 60 << 16 | 90
 BASIC_NACK = 60 << 16 | 120
 
+_START = 7  # bytes of a frame before its payload
 _OVERHEAD = 8  # bytes of a frame that are not its payload
-_KINDS = frozenset((METHOD, HEADER, BODY, HEARTBEAT))
+_KINDS = (METHOD, HEADER, BODY, HEARTBEAT)
+_ANY_SIZE = 1 << 32
+
+# Bodies are cut into frames. Headers are not, and a broker adds to them: so their frames can be
+# larger than was agreed upon.
+_LARGEST_HEADER = 1 << 27
 
 _frame_start = struct.Struct(">BHI").unpack_from
 _method_index = struct.Struct(">I").unpack_from
@@ -110,7 +117,7 @@ class _Tapped:
             raise FrameError("a method without a number")
         index = _method_index(payload)[0]
         if self.index:
-            if index == CHANNEL_CLOSE:  # the broker may give up in the middle of a message
+            if index in _ENDS:  # the broker may give up in the middle of a message
                 self.index = 0
             else:
                 raise FrameError("a method in the middle of a message")
@@ -120,7 +127,7 @@ class _Tapped:
         if index in self.methods:
             self.tap.method(index, payload[4:])
             return True
-        if index in (CHANNEL_CLOSE, CHANNEL_CLOSE_OK):
+        if index in _ENDS:
             self.is_over = True
             self.tap.closed()
         return False
@@ -158,16 +165,23 @@ class FrameReader:
         """Whether a tap has taken frames, until somebody sets it back."""
         self._hand_on = hand_on
         self._tapped: dict[int, _Tapped] = {}
-        self._rest = b""
-        self._largest: int | None = None
+        self._begun: list[bytes] = []
+        """What there is of a frame that is not whole yet."""
+        self._missing = 0
+        """At least so many bytes of it must come before there is more to be known."""
+        self._largest = dict.fromkeys(_KINDS, _ANY_SIZE)
+        self._is_shaking_hands = True
         self._is_foreign = False
 
     def expect_frames(self, largest: int) -> None:
         """From now on a FrameError is raised for all else, or for a frame of over `largest` bytes.
 
-        0 stands for no limit, as it does in the handshake.
+        0 stands for no limit, as it does in the handshake. Content headers may be larger.
         """
-        self._largest = largest or 1 << 32
+        self._is_shaking_hands = False
+        if largest:
+            self._largest = dict.fromkeys(_KINDS, largest - _OVERHEAD)
+            self._largest[HEADER] = _LARGEST_HEADER
 
     def tap(self, channel: int, tap: ChannelTap) -> None:
         """Give the channel's frames that he takes to `tap`, until the channel is closed."""
@@ -175,48 +189,57 @@ class FrameReader:
 
     def feed(self, data: bytes) -> None:
         """Take the next piece. Raises FrameError, after which nothing can be read any more."""
-        if self._rest:
-            data, self._rest = self._rest + data, b""
+        if self._begun:
+            self._begun.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data = b"".join(self._begun)
+            self._begun.clear()
         if self._is_foreign:
             self._hand_on(data)
             return
         try:
-            self._rest = data[self._take_apart(data) :]
+            self._take_apart(data)
         except FrameError:
-            if self._largest is not None:
+            if not self._is_shaking_hands:
                 raise
             self._is_foreign = True
-            self._hand_on(data)
+            self.end()
 
     def end(self) -> None:
         """No more will come: hand on what is there of a frame."""
-        rest, self._rest = self._rest, b""
+        rest = b"".join(self._begun)
+        self._begun.clear()
         if rest:
             self._hand_on(rest)
 
-    def _take_apart(self, data: bytes) -> int:
-        """Where the frames end that are there as a whole."""
+    def _take_apart(self, data: bytes) -> None:
         offset = handed_on = 0  # what lies between the two is to be handed on
-        while len(data) - offset >= _OVERHEAD:
-            kind, channel, size = _frame_start(data, offset)
-            end = offset + size + _OVERHEAD
-            if kind not in _KINDS or (self._largest is not None and end - offset > self._largest):
-                raise FrameError(f"no AMQP frame: of type {kind}, with {size} bytes")
-            if end > len(data):
-                break
-            if data[end - 1] != FRAME_END:
-                raise FrameError("no AMQP frame: it has no end where it should")
-            tapped = self._tapped.get(channel)
-            if tapped is not None:
-                if handed_on < offset:
-                    self._hand_on(data[handed_on:offset])  # first, as it came first
-                    handed_on = offset
-                if tapped.frame(kind, data[offset + 7 : end - 1]):
-                    self.has_taken = True
-                    handed_on = end
-                elif tapped.is_over:
-                    del self._tapped[channel]
-            offset = end
-        if handed_on < offset:
-            self._hand_on(data[handed_on:offset])
-        return offset
+        self._missing = 1
+        try:
+            while len(data) - offset >= _START:
+                kind, channel, size = _frame_start(data, offset)
+                if size > self._largest.get(kind, -1):
+                    raise FrameError(f"no AMQP frame: of type {kind}, with {size} bytes")
+                end = offset + size + _OVERHEAD
+                if end > len(data):
+                    self._missing = end - len(data)
+                    break
+                if data[end - 1] != FRAME_END:
+                    raise FrameError("no AMQP frame: it has no end where it should")
+                tapped = self._tapped.get(channel)
+                if tapped is not None:
+                    if handed_on < offset:
+                        self._hand_on(data[handed_on:offset])  # first, as it came first
+                        handed_on = offset
+                    if tapped.frame(kind, data[offset + _START : end - 1]):
+                        self.has_taken = True
+                        handed_on = end
+                    elif tapped.is_over:
+                        del self._tapped[channel]
+                offset = end
+        finally:
+            if handed_on < offset:
+                self._hand_on(data[handed_on:offset])
+            self._begun = [data[offset:]] if offset < len(data) else []
