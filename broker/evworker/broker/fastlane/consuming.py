@@ -36,6 +36,8 @@ class TappedDeliveries:
         self._receive = receive
         self._settling = Settling(channel)
         self._is_gathering = False
+        self._last = 0
+        """The tag of the last delivery: they count up, from 1."""
         tap.tap(channel, self)
 
     def content(self, _index: int, method: bytes, header: bytes, body: bytes) -> None:
@@ -45,8 +47,13 @@ class TappedDeliveries:
         try:
             at = 1 + method[0]  # behind the consumer's tag
             tag, redelivered = _tag_and_redelivered(method, at)
+            route = method[at + _ROUTE_AFTER_TAG :]
+            is_whole = len(route) == 2 + route[0] + route[1 + route[0]]
         except (LookupError, struct.error) as error:
             raise FrameError("a delivery that is too short") from error
+        if not is_whole or tag != self._last + 1:
+            raise FrameError(f"delivery {tag} behind {self._last}, or one that is not whole")
+        self._last = tag
         self._settling.begin(tag)
         self._receive(
             Delivery(
@@ -54,7 +61,7 @@ class TappedDeliveries:
                 self,
                 tag=tag,
                 redelivered=bool(redelivered),
-                route=method[at + _ROUTE_AFTER_TAG :],
+                route=route,
                 header=header,
                 body=body,
             )
