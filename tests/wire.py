@@ -66,6 +66,9 @@ class Wire:
         """Let nothing pass any more, in either direction, and close nothing either."""
         self._flowing.clear()
 
+    def flow(self) -> None:
+        self._flowing.set()
+
     def keep(self, connection: int) -> bytearray:
         """Keep back what the broker says on this connection; returns what there is of it."""
         return self._kept.setdefault(connection, bytearray())

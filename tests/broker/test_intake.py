@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from aiormq.abc import ChannelFrame
 
 from evworker.broker import Connection
 from evworker.broker.delivery import Delivery
+from evworker.broker.fastlane.switch import VARIABLE
 from evworker.broker.intake import Intake
 from tests.broker.deadletters.letters import order, put
 from tests.broker.proxy import Proxy
@@ -16,8 +18,14 @@ from tests.waiting import eventually
 
 
 async def test_no_settlement_waits_for_a_connection_that_is_gone(
-    proxy: Proxy, broker_url: str, unique: str, cleanup: Cleanup
+    proxy: Proxy,
+    broker_url: str,
+    unique: str,
+    cleanup: Cleanup,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """By aiormq, that is: a tap's settlements never wait."""
+    monkeypatch.setenv(VARIABLE, "0")
     queue, deliveries = cleanup.queue(unique), list[Delivery]()
     async with Connection(broker_url, name="test") as connection:
         channel = await connection.channel()

@@ -23,8 +23,12 @@ from evworker.broker import (
     Publisher,
     count_messages,
 )
+from evworker.broker.delivery import Delivery
+from evworker.broker.intake import Intake
+from tests.broker.deadletters.letters import Sent, put
 from tests.broker.events import OrderPlaced
 from tests.broker.proxy import Proxy, listening
+from tests.conftest import Cleanup
 from tests.programs import program
 from tests.waiting import eventually
 
@@ -139,6 +143,35 @@ async def test_it_comes_back_over_tls(
         tls_proxy.cut()
         await eventually(lambda: tls_proxy.connections == 2)
         await publisher.publish(OrderPlaced(order_id="1"))
+
+
+async def test_deliveries_come_over_tls_and_are_settled(
+    tls_proxy: Proxy,
+    certificates: Certificates,
+    connection: Connection,
+    unique: str,
+    cleanup: Cleanup,
+) -> None:
+    bodies = [b"%d" % n for n in range(500)] + [bytes(1_000_000)]
+    await (await connection.channel()).queue_declare(cleanup.queue(unique), durable=True)
+    await put(connection, unique, (Sent(id=None, body=body) for body in bodies))
+    came: list[Delivery] = []
+    url = url_of(tls_proxy, f"cafile={certificates.file('ca.pem')}")
+    async with Connection(url, name="test") as secured:
+        first = await Intake.open(secured, unique, prefetch=1_000, receive=came.append)
+        await eventually(lambda: len(came) == len(bodies))
+        assert [delivery.body for delivery in came] == bodies
+        assert all([await delivery.ack() for delivery in came[:400]])
+        assert all([await delivery.hand_back() for delivery in came[400:450]])
+        tls_proxy.cut()
+        await first.ended()
+        assert not await came[-1].ack()
+        again: list[Delivery] = []
+        second = await Intake.open(secured, unique, prefetch=1_000, receive=again.append)
+        await eventually(lambda: bodies[-1] in [delivery.body for delivery in again])
+        assert {delivery.body for delivery in again} >= set(bodies[400:])
+        assert all([await delivery.ack() for delivery in again])
+        await second.close()
 
 
 @pytest.mark.parametrize("authority", [None, "stranger.pem"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+from evworker.broker.fastlane.switch import VARIABLE
 from tests.cli.forked import call
 
 TIMEOUT_S = 60.0
@@ -78,7 +79,9 @@ class Command:
 
     def environment_with(self, more: Mapping[str, str]) -> dict[str, str]:
         inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith("EVWORKER_")
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("EVWORKER_") or name == VARIABLE
         }
         return {**inherited, **self.environment, **more}
 
