@@ -80,7 +80,7 @@ async def test_a_deadline_counts_while_there_is_no_connection(
 
 
 def proxied_is_connected(publisher: Publisher) -> bool:
-    channel = publisher._channel  # noqa: SLF001 - nobody else can tell that it has noticed
+    channel = publisher._sending.channel  # noqa: SLF001 - nobody else can tell that it has noticed
     return channel is not None and not channel.is_closed
 
 

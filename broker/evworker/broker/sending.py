@@ -1,0 +1,258 @@
+"""The way out for every message: on the tap where there is one, by aiormq's own means where not.
+
+::
+
+    send ──► the tap is ready ─────────────────────► frames, gathered ──► confirm
+      │      no channel, or the other end is slow ─► waits, and then the same
+      └────► no tap, or a body of a MiB or more ───► aiormq
+
+A body over the broker's own limit closes its channel and fails everything in flight there. One that
+might be goes alone, on a channel of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from aiormq import spec
+
+from evworker.broker.channels import close_channel, is_channel_error
+from evworker.broker.declare import apply_topology
+from evworker.broker.errors import (
+    BrokerError,
+    BrokerRefusedError,
+    ConnectionLostError,
+    EvworkerError,
+    PublishError,
+    TopologyMismatchError,
+)
+from evworker.broker.fastlane.publishing import TappedPublishing
+from evworker.broker.topology import events_topology
+from evworker.broker.unconfirmed import NOT_ENCODABLE, explained, timed_out
+
+if TYPE_CHECKING:
+    from aiormq.abc import AbstractChannel
+
+    from evworker.broker.connection import Connection
+    from evworker.broker.fastlane.confirms import Confirm, Route
+
+_ALONE_FROM_BYTES = 1024 * 1024
+_ALONE_AT_ONCE = 8
+
+
+class Sending:
+    """The channels that a publisher sends on; the shared one is opened anew when it has died."""
+
+    def __init__(self, connection: Connection, exchange: str) -> None:
+        self.channel: AbstractChannel | None = None
+        self._connection = connection
+        self._exchange = exchange
+        self._lane: TappedPublishing | None = None
+        self._opening = asyncio.Lock()
+        self._in_flight: dict[str, asyncio.Event] = {}
+        self._alone = asyncio.Semaphore(_ALONE_AT_ONCE)
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Declare the exchange and open the shared channel, unless that is done."""
+        await self._shared_channel()
+
+    def forget(self) -> AbstractChannel | None:
+        """Send nothing more on the shared channel; returns it, to be closed."""
+        channel, self.channel, self._lane = self.channel, None, None
+        return channel
+
+    async def closed(self) -> None:
+        """Wait until the channels of large messages are closed."""
+        await asyncio.gather(*self._closing)
+
+    async def send(
+        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
+    ) -> None:
+        """Send a message and await its confirm. Raises as `Publisher.send` does."""
+        lane = self._lane
+        if lane is None or not lane.is_ready or len(body) >= _ALONE_FROM_BYTES:
+            confirm = await self._begin_late(body, properties, route, timeout_s)
+            if confirm is None:
+                await self._send_by_library(body, properties, route, timeout_s)
+                return
+        else:
+            confirm = self._begin(lane, body, properties, route, timeout_s)
+        failure = await confirm
+        if failure is not None:
+            raise self.explained(failure, body, properties, route, timeout_s) from failure
+
+    async def begin(
+        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
+    ) -> Confirm:
+        """Send a message behind all that were begun before; its confirm is for `explained`.
+
+        Waits while the other end does not keep up. Raises as `send` does, with nothing sent.
+        """
+        lane = self._lane
+        if lane is not None and lane.is_ready and len(body) < _ALONE_FROM_BYTES:
+            return self._begin(lane, body, properties, route, timeout_s)
+        confirm = await self._begin_late(body, properties, route, timeout_s)
+        if confirm is not None:
+            return confirm
+        return asyncio.ensure_future(self._outcome(body, properties, route, timeout_s))
+
+    def explained(
+        self,
+        failure: BaseException,
+        body: bytes,
+        properties: spec.Basic.Properties,
+        route: Route,
+        timeout_s: float,
+    ) -> EvworkerError:
+        """Why there was no confirm, as an error of this floor."""
+        if isinstance(failure, EvworkerError):
+            return failure
+        exchange, routing_key, _ = route
+        message_id = properties.message_id
+        if isinstance(failure, TimeoutError):
+            return timed_out(routing_key, message_id, timeout_s, self._connection, sent=True)
+        return explained(failure, exchange, routing_key, message_id, len(body))
+
+    def _begin(
+        self,
+        lane: TappedPublishing,
+        body: bytes,
+        properties: spec.Basic.Properties,
+        route: Route,
+        timeout_s: float,
+    ) -> Confirm:
+        try:
+            return lane.publish(body, properties, route, timeout_s)
+        except NOT_ENCODABLE as error:
+            raise self.explained(error, body, properties, route, timeout_s) from error
+
+    async def _begin_late(
+        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
+    ) -> Confirm | None:
+        """Begin once there is a channel that takes it; None if that is for the library to do."""
+        if len(body) >= _ALONE_FROM_BYTES:
+            return None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        async with self._explaining(body, properties, route, timeout_s) as attempt:
+            async with asyncio.timeout_at(deadline):
+                lane = None
+                while lane is None:
+                    attempt.has_channel = False
+                    await self._shared_channel()
+                    attempt.has_channel = True
+                    if self._lane is None:
+                        return None
+                    lane = self._lane if await self._lane.ready() else None
+        return self._begin(lane, body, properties, route, deadline - loop.time())
+
+    async def _outcome(
+        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
+    ) -> BaseException | None:
+        try:
+            await self._send_by_library(body, properties, route, timeout_s)
+        except EvworkerError as error:
+            return error
+        return None
+
+    async def _send_by_library(
+        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
+    ) -> None:
+        exchange, routing_key, mandatory = route
+        async with (
+            self._explaining(body, properties, route, timeout_s) as attempt,
+            asyncio.timeout(timeout_s),
+            self._channel_for(body, str(properties.message_id)) as channel,
+        ):
+            attempt.has_channel = True
+            await channel.basic_publish(
+                body,
+                exchange=exchange,
+                routing_key=routing_key,
+                properties=properties,
+                mandatory=mandatory,
+            )
+
+    @asynccontextmanager
+    async def _explaining(
+        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
+    ) -> AsyncIterator[_Attempt]:
+        attempt = _Attempt()
+        _, routing_key, _ = route
+        message_id = properties.message_id
+        try:
+            yield attempt
+        except TimeoutError as error:
+            sent = attempt.has_channel
+            raise timed_out(
+                routing_key, message_id, timeout_s, self._connection, sent=sent
+            ) from error
+        except (PublishError, BrokerRefusedError, TopologyMismatchError):
+            raise
+        except BrokerError as error:
+            raise ConnectionLostError(f"{routing_key} {message_id}: not sent, {error}") from error
+        except BaseException as error:
+            if not is_channel_error(error) and not isinstance(error, NOT_ENCODABLE):
+                raise
+            raise self.explained(error, body, properties, route, timeout_s) from error
+
+    # Channels
+
+    @asynccontextmanager
+    async def _channel_for(self, body: bytes, message_id: str) -> AsyncIterator[AbstractChannel]:
+        if len(body) < _ALONE_FROM_BYTES:
+            async with self._one_in_flight(message_id):
+                yield await self._shared_channel()
+            return
+        async with self._alone:
+            channel = await self._connection.channel(confirms=True)
+            try:
+                yield channel
+            finally:
+                # Not awaited: the deadline of this publish may be over.
+                closing = asyncio.create_task(close_channel(channel))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+
+    @asynccontextmanager
+    async def _one_in_flight(self, message_id: str) -> AsyncIterator[None]:
+        # aiormq matches a returned message to its publish by message id alone: two at once with
+        # one id would swap their results.
+        while (other := self._in_flight.get(message_id)) is not None:
+            await other.wait()
+        mine = self._in_flight[message_id] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._in_flight[message_id]
+            mine.set()
+
+    async def _shared_channel(self) -> AbstractChannel:
+        while True:
+            lane = self._lane
+            if lane is not None and not lane.is_live:
+                await lane.ended()  # which is seen coming before aiormq has heard of it
+            if self.channel is not None and not self.channel.is_closed:
+                return self.channel
+            async with self._opening:
+                if self.channel is None or self.channel.is_closed:
+                    await self._open_channel()
+
+    async def _open_channel(self) -> None:
+        self.forget()
+        await apply_topology(self._connection, events_topology(self._exchange))
+        channel = await self._connection.channel(confirms=True)
+        tap = self._connection.tap_of(channel)
+        self._lane = None if tap is None else TappedPublishing(tap, channel)
+        self.channel = channel
+
+
+class _Attempt:
+    """One publish by way of the library, or one that has to wait."""
+
+    has_channel = False
+    """Whether it can have been sent."""
