@@ -41,7 +41,7 @@ _VERSION_DIGITS = 18  # fits 64 bits, as every other integer in the document mus
 BINARY_PREFIXES = ("cloudEvents_", "cloudEvents:", "ce-", "ce_")
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One event on its way: the event's bytes, and all that is known about them."""
 
     id: str
@@ -253,7 +253,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class _Document(msgspec.Struct, kw_only=True, omit_defaults=True):
+class _Document(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The JSON document of CloudEvents 1.0, with the extension attributes that evworker knows."""
 
     # These two must be written always, so that they have no default that could be left out.
@@ -282,7 +282,7 @@ class _Document(msgspec.Struct, kw_only=True, omit_defaults=True):
             raise UndecodableError(f"data_base64 is not base64: {error}") from error
 
 
-class _LooseDocument(_Document, kw_only=True):
+class _LooseDocument(_Document, kw_only=True, gc=False):
     id: str = ""
     type: str = ""
 
@@ -351,8 +351,11 @@ def _aware(time: datetime | None) -> datetime:
 
 def new_id() -> str:
     """A UUIDv7: sortable by the millisecond of its making (RFC 9562, section 5.7)."""
-    milliseconds = clock.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10))
-    bits = milliseconds << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (2**62 - 1)
-    text = f"{bits:032x}"  # as uuid.UUID would write it, at a third of the time
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    # As uuid.UUID would write it, at a third of the time.
+    time = f"{clock.time_ns() // 1_000_000:012x}"
+    random = os.urandom(10).hex()
+    return f"{time[:8]}-{time[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[8:]}"
+
+
+# The first two bits of this digit say how the others are to be read; two remain.
+_VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}

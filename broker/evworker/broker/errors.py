@@ -26,7 +26,8 @@
             ├── UnroutableError         not stored
             ├── ConnectionLostError     may be stored or not: publish again with the same id
             ├── MessageTooLargeError    not stored
-            └── HeadersError            not stored
+            ├── HeadersError            not stored
+            └── PublishManyError        which of many are stored, and which may not be
 
 Each message says what happened, why, and what to do next; it never holds a password. Errors of the
 libraries underneath are kept as ``__cause__``.
@@ -38,6 +39,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from evworker.broker.declare import Difference
+    from evworker.broker.envelope import Envelope
 
 
 class EvworkerError(Exception):
@@ -165,3 +167,27 @@ class MessageTooLargeError(PublishError):
 
 class HeadersError(PublishError):
     """Headers that AMQP can't carry, or more of them than fit. Nothing was sent."""
+
+
+class PublishManyError(PublishError):
+    """Not all of many events were confirmed. Those that are in neither list were never sent.
+
+    `confirmed` are the envelopes that the broker has, in the order of their sending. `failed` are
+    those that were not confirmed, each with its error, whose class says whether the broker may have
+    it all the same; publishing such an envelope again, as it is, keeps its id. The two together are
+    a beginning of what was to be published. The cause is the first failure, or what was raised by
+    the iterable or by an event that can't be written as JSON.
+    """
+
+    def __init__(
+        self,
+        confirmed: list[Envelope],
+        failed: list[tuple[Envelope, EvworkerError]],
+        why: Exception,
+    ) -> None:
+        self.confirmed = confirmed
+        self.failed = failed
+        super().__init__(
+            f"{len(confirmed):,} events are confirmed, {len(failed):,} are not, and none was sent "
+            f"after them: {why}"
+        )

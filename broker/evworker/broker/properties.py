@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
 
 from aiormq import spec
 
@@ -10,12 +12,16 @@ from evworker.broker.envelope import CONTENT_TYPE, Envelope
 from evworker.broker.errors import HeadersError
 from evworker.broker.headers import Scalar, checked_headers
 
+if TYPE_CHECKING:
+    from pamqp.common import FieldTable
+
 PERSISTENT = 2
 
 SHORT_STRING_BYTES = 255
 """AMQP's limit for ids, types and routing keys."""
 
 _HIGHEST_PRIORITY = 255
+_EPOCH_YEAR = 1970
 
 
 def message_properties(
@@ -23,12 +29,12 @@ def message_properties(
 ) -> spec.Basic.Properties:
     """What travels beside an envelope's body; raises HeadersError for what AMQP can't carry."""
     check_properties(envelope, priority)
-    attached: dict[str, Scalar] = {}
+    attached: FieldTable = {}
     # It may be another program's, handed on; one too long for a frame would end the connection.
     if (traceparent := envelope.traceparent) and _is_short(traceparent):
         attached["traceparent"] = traceparent
     if headers:
-        attached |= checked_headers(headers)
+        attached.update(checked_headers(headers))
     correlation_id = envelope.correlation_id
     return spec.Basic.Properties(
         content_type=CONTENT_TYPE,
@@ -36,11 +42,10 @@ def message_properties(
         priority=priority,
         correlation_id=correlation_id if correlation_id and _is_short(correlation_id) else None,
         message_id=envelope.id,
-        # AMQP counts seconds from 1970 and up.
-        timestamp=envelope.time if envelope.time.timestamp() >= 0 else None,
+        timestamp=envelope.time if _is_of_amqps_time(envelope.time) else None,
         message_type=envelope.topic,
         app_id=envelope.source,
-        headers=dict(attached),
+        headers=attached,
     )
 
 
@@ -56,4 +61,11 @@ def check_properties(envelope: Envelope, priority: int | None) -> None:
 
 
 def _is_short(text: str) -> bool:
+    if text.isascii():
+        return len(text) <= SHORT_STRING_BYTES
     return len(text.encode()) <= SHORT_STRING_BYTES
+
+
+def _is_of_amqps_time(time: datetime) -> bool:
+    """AMQP counts seconds from 1970 and up; no time zone lies a year off."""
+    return time.year > _EPOCH_YEAR or time.timestamp() >= 0

@@ -6,7 +6,7 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Self
 
 from aiormq import spec
@@ -14,8 +14,14 @@ from aiormq import spec
 from evworker.broker.channels import close_channel
 from evworker.broker.connection import Connection
 from evworker.broker.envelope import Envelope
-from evworker.broker.errors import HeadersError, MessageTooLargeError
+from evworker.broker.errors import (
+    BrokerError,
+    HeadersError,
+    MessageTooLargeError,
+    PublishManyError,
+)
 from evworker.broker.headers import Scalar
+from evworker.broker.pipeline import Pipeline
 from evworker.broker.properties import message_properties
 from evworker.broker.sending import Sending
 from evworker.broker.topology import DEFAULT_EXCHANGE
@@ -122,6 +128,65 @@ class Publisher:
         )
         return envelope
 
+    async def publish_many(
+        self,
+        events: Iterable[Event | Envelope],
+        *,
+        key: Callable[[Event], str | None] | None = None,
+        priority: int | None = None,
+        headers: Mapping[str, Scalar] | None = None,
+        timeout_s: float | None = None,
+        cause: Envelope | None = None,
+    ) -> list[Envelope]:
+        """Publish many events at once; returns their envelopes, in order, once the broker has all.
+
+        Each is sent, awaited and timed as `publish` does it, without a task of its own, and some
+        thousands are on their way at once: so `events` may be of any length. They are sent in order
+        (those of a MiB or more aside), which is all that is promised about it. `key` tells an
+        event's ordering key. An envelope goes as it is: so the ones that have failed can be
+        published again under their ids.
+
+        Raises PublishManyError, which has what was confirmed and what was not, after the first
+        that failed; from then on nothing is taken from `events`, and what is on its way is awaited.
+        """
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
+        pipeline = Pipeline(self._sending, timeout_s)
+        stopped: Exception | None = None
+        try:
+            try:
+                for event in events:
+                    if isinstance(event, Envelope):
+                        envelope = event
+                    else:
+                        of_key = None if key is None else key(event)
+                        envelope = Envelope.wrap(event, source=self.source, key=of_key, cause=cause)
+                    await self._put(pipeline, envelope, priority, headers)
+                    if pipeline.failed:
+                        break
+            except Exception as error:  # noqa: BLE001 - of `events`, `key` or an event: it is told
+                stopped = error
+            await pipeline.drain()
+        finally:
+            pipeline.abandon()
+        if stopped is not None or pipeline.failed:
+            why = stopped or pipeline.failed[0][1]
+            raise PublishManyError(pipeline.confirmed, pipeline.failed, why) from why
+        return pipeline.confirmed
+
+    async def _put(
+        self,
+        pipeline: Pipeline,
+        envelope: Envelope,
+        priority: int | None,
+        headers: Mapping[str, Scalar] | None,
+    ) -> None:
+        try:
+            body, properties = _message(envelope, priority, headers)
+            self._check_size(body, envelope.topic, envelope.id)
+            await pipeline.put(envelope, body, properties, (self.exchange, envelope.topic, True))
+        except BrokerError as error:
+            pipeline.failed.append((envelope, error))
+
     async def publish_envelope(
         self,
         envelope: Envelope,
@@ -132,13 +197,7 @@ class Publisher:
         timeout_s: float | None = None,
     ) -> None:
         """Publish what is already in its envelope. Raises as `publish` does."""
-        try:
-            properties = message_properties(envelope, priority, headers)
-            body = envelope.encode()
-        except UnicodeEncodeError as error:  # a lone surrogate, in the id or the key
-            raise HeadersError(
-                f"{envelope.topic}: its id or key is not valid Unicode: {error.reason}"
-            ) from error
+        body, properties = _message(envelope, priority, headers)
         await self.send(
             body,
             properties,
@@ -163,16 +222,31 @@ class Publisher:
         The message must have an id. Raises a PublishError, or BrokerRefusedError or
         TopologyMismatchError when the broker no longer is what it was on opening.
         """
-        limit = self._connection.version.max_message_bytes
-        if len(body) > limit:
-            raise MessageTooLargeError(
-                f"{routing_key} {properties.message_id}: {len(body):,} bytes, and RabbitMQ "
-                f"{self._connection.version} takes at most {limit:,}; "
-                "send a reference to the data instead"
-            )
+        self._check_size(body, routing_key, properties.message_id)
         await self._sending.send(
             body,
             properties,
             (exchange, routing_key, mandatory),
             self.timeout_s if timeout_s is None else timeout_s,
         )
+
+    def _check_size(self, body: bytes, routing_key: str, message_id: str | None) -> None:
+        limit = self._connection.version.max_message_bytes
+        if len(body) > limit:
+            raise MessageTooLargeError(
+                f"{routing_key} {message_id}: {len(body):,} bytes, and RabbitMQ "
+                f"{self._connection.version} takes at most {limit:,}; "
+                "send a reference to the data instead"
+            )
+
+
+def _message(
+    envelope: Envelope, priority: int | None, headers: Mapping[str, Scalar] | None
+) -> tuple[bytes, spec.Basic.Properties]:
+    try:
+        properties = message_properties(envelope, priority, headers)
+        return envelope.encode(), properties
+    except UnicodeEncodeError as error:  # a lone surrogate, in the id or the key
+        raise HeadersError(
+            f"{envelope.topic}: its id or key is not valid Unicode: {error.reason}"
+        ) from error
