@@ -67,6 +67,7 @@ class Wire:
         self._flowing.clear()
 
     def flow(self) -> None:
+        """Let it pass again, after `stall`."""
         self._flowing.set()
 
     def keep(self, connection: int) -> bytearray:
