@@ -167,9 +167,14 @@ async def test_a_confirm_behind_the_deadline_is_nobody_elses(
 
 
 async def test_nothing_is_written_on_a_channel_that_the_broker_has_closed(
-    publisher: Publisher, proxy: Proxy, unique: str, exchange: str
+    publisher: Publisher,
+    proxy: Proxy,
+    unique: str,
+    exchange: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # It would close the whole connection, and with it whatever else is on it.
+    # It would close the whole connection, and with it whatever else is on it; aiormq does that.
+    monkeypatch.setenv(VARIABLE, "1")
     async with (
         Connection(proxy.address, name="test") as shared,
         Publisher(shared, exchange=exchange) as one,
