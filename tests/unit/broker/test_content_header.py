@@ -82,7 +82,6 @@ def test_all_properties_are_written_as_pamqp_writes_them(
         {"headers": {"h": 2**63}},
         {"headers": {"h": "\ud800"}},
     ],
-    ids=str,
 )
 def test_what_amqp_can_not_carry_is_an_error_here_as_there(named: dict[str, Any]) -> None:
     properties = spec.Basic.Properties(**named)
