@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import aiormq.exceptions
 import pytest
@@ -10,14 +11,17 @@ from aiormq.abc import DeliveredMessage
 from pamqp import commands, frame
 
 from evworker.broker import Connection, count_messages
+from evworker.broker.cancellation import cancel_all
 from evworker.broker.delivery import Delivery
 from evworker.broker.intake import Intake
 from tests.broker.fastlane.conftest import fill
 from tests.broker.proxy import Proxy
+from tests.conftest import Cleanup
 from tests.waiting import eventually
 from tests.wire import Wire
 
 MANY = 1_000
+MISSED_S = 8.0  # aiormq gives a heartbeat of one second up after six
 
 
 async def open_intake(
@@ -179,3 +183,33 @@ async def test_acks_are_held_while_the_other_end_does_not_read(
         return await count_messages(connection, queue) == 0
 
     await eventually(empty)
+
+
+async def test_a_connection_on_which_deliveries_never_pause_is_no_dead_one(
+    connection: Connection, unique: str, cleanup: Cleanup
+) -> None:
+    """A broker that has anything to send sends no heartbeats, and aiormq is not shown the rest."""
+    classic = cleanup.queue(unique)
+    await (await connection.channel()).queue_declare(classic, durable=True)
+    await fill(connection, classic, 20)
+    returned = 0
+    returning: set[asyncio.Task[bool]] = set()
+
+    def give_back(delivery: Delivery) -> None:
+        nonlocal returned
+        returned += 1
+        task = asyncio.create_task(delivery.hand_back())
+        returning.add(task)
+        task.add_done_callback(returning.discard)
+
+    address = replace(connection.address, heartbeat_s=1)
+    loop = asyncio.get_running_loop()
+    async with Connection(address, name="test") as busy:
+        intake = await Intake.open(busy, classic, prefetch=20, receive=give_back)
+        dead_after = loop.time() + MISSED_S
+        ended = asyncio.create_task(intake.ended())
+        while loop.time() < dead_after and not ended.done():
+            await asyncio.wait([ended], timeout=0.1)
+        assert not ended.done(), ended.result()
+        await cancel_all(ended)
+    assert returned > 1_000
