@@ -10,7 +10,7 @@ SEEDS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long test-unit lint format wheel-test bench bench-quick coverage install services clean
+.PHONY: help demo test test-library test-long test-unit lint format wheel-test bench bench-quick coverage install services clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,14 +26,20 @@ test: $(VENV)/.installed-dev ## all tests, on every broker of EVWORKER_TEST_BROK
 	set -a; eval "$$found"; set +a; \
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
+test-library: $(VENV)/.installed-dev ## what talks to a broker, on one, with EVWORKER_FAST_LANE=0: by aio-pika alone
+	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
+	set -a; eval "$$found"; EVWORKER_FAST_LANE=0; \
+	EVWORKER_TEST_BROKER_URL="$${EVWORKER_TEST_BROKER_URL%%[ ,]*}"; set +a; \
+	$(BIN)/python -m pytest -m broker --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
 test-long: $(VENV)/.installed-dev ## the tests that have a longer form, in it: new seeds, long outages (SEEDS="7 8")
 	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
 	set -a; eval "$$found"; EVWORKER_TEST_SEEDS="$(SEEDS)"; EVWORKER_TEST_OUTAGE_S=10; \
-	EVWORKER_TEST_ORDERS=20000; EVWORKER_TEST_ROWS=1000000; set +a; \
+	EVWORKER_TEST_ORDERS=20000; EVWORKER_TEST_ROWS=1000000; EVWORKER_TEST_SOAK_S=3600; set +a; \
 	: "$${EVWORKER_TEST_SEEDS:=$$($(BIN)/python -c 'import random; print(*random.sample(range(10**6), 20))')}"; \
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -o faulthandler_timeout=3600 \
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -o faulthandler_timeout=5400 \
 	  tests/workers/test_random_failures.py tests/workers/test_kill_switch.py \
-	  tests/exactly_once tests/broker/outbox/test_plans.py $(ARGS)
+	  tests/exactly_once tests/broker/outbox/test_plans.py tests/workers/test_full_load.py $(ARGS)
 
 test-unit: $(VENV)/.installed-dev ## the tests that need no broker and no database server
 	$(BIN)/python -m pytest -m "not broker and not database" $(ARGS)

@@ -7,7 +7,9 @@ set, else the machine's own.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 import pytest
 
@@ -156,3 +158,37 @@ async def test_restarts_during_both_lose_nothing(private_stage: Stage, node: Nod
         await restart(node)
         await check_nothing_is_lost(private_stage, handling)
     assert publishing.confirmed == ALL
+
+
+async def test_kills_under_full_load_lose_nothing(private_stage: Stage, node: Node) -> None:
+    """Acks that the broker had not written yet are forgotten, and those events come again."""
+    handled: Counter[str] = Counter()
+
+    async def charge(event: OrderPlaced, ctx: Context) -> None:
+        handled[ctx.envelope.id] += 1
+
+    plugin = private_stage.plugin(charge, OrderPlaced, concurrency=100, prefetch=500)
+    await declare_for_good(private_stage, node, plugin)
+    ids = [f"m-{number}" for number in range(3 * EVENTS)]
+    for start in range(0, len(ids), 500):
+        await asyncio.gather(
+            *(
+                private_stage.publish(OrderPlaced(order_id=id), id=id)
+                for id in ids[start : start + 500]
+            )
+        )
+    async with private_stage.working(plugin):
+        for part in (1, 2):
+            await eventually(partial(has_handled, handled, part * EVENTS))
+            await restart(node)
+        await eventually(lambda: set(handled) == set(ids), timeout_s=COMING_BACK_S)
+
+        async def settled() -> bool:
+            return await private_stage.waiting_in(private_stage.queue("charge")) == 0
+
+        await eventually(settled)
+    assert not await private_stage.letters(private_stage.queue("charge"))
+
+
+def has_handled(handled: Counter[str], count: int) -> bool:
+    return len(handled) >= count

@@ -154,7 +154,7 @@ async def test_a_cancel_right_behind_the_begin_is_noticed(stage: Stage, wire: Wi
     wire.from_broker = begin_and_cancel
     seen = Seen()
     async with stage.working(stage.plugin(seen, OrderPlaced), url=wire.url):
-        # Not before: the broker, which knows nothing of its cancel, might deliver to the first one.
+        # Not before: the broker knows nothing of this cancel, and delivers.
         await eventually(lambda: len(begun) == 2, timeout_s=30)
         await stage.publish(OrderPlaced(order_id="1"))
         await eventually(lambda: len(seen) == 1, timeout_s=30)
