@@ -43,7 +43,11 @@ async def wired(wire: Wire, exchange: str) -> AsyncIterator[Publisher]:
 
 async def send(publisher: Publisher, body: bytes, to: str, id: str = "same") -> None:
     await publisher.send(
-        body, spec.Basic.Properties(message_id=id), exchange=publisher.exchange, routing_key=to
+        body,
+        spec.Basic.Properties(message_id=id),
+        exchange=publisher.exchange,
+        routing_key=to,
+        timeout_s=60,  # aiormq sends those of one id one after the other
     )
 
 
