@@ -1,0 +1,200 @@
+"""What a queue was declared with: read once, checked, and compared when it is declared again.
+
+https://www.rabbitmq.com/docs/4.0/queues#optional-arguments
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pamqp.common import FieldTable
+
+from evworker.broker.embedded.refusals import Code, Refusal
+
+_DEFAULT_DELIVERY_LIMIT = 20
+_LONGEST_MS = 1000 * 60 * 60 * 24 * 365 * 10
+
+
+def _whole(value: object) -> str | None:
+    """What is wrong with a number that may be 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f'"expected integer, got {_type_of(value)}"'
+    return f"{{value_negative,{value}}}" if value < 0 else None
+
+
+def _any_number(value: object) -> str | None:
+    return None if not isinstance(value, int) or value >= 0 else _whole(abs(value))
+
+
+def _milliseconds(value: object) -> str | None:
+    too_much = isinstance(value, int) and value > _LONGEST_MS
+    return _whole(value) or (f"{{value_too_large,{value}}}" if too_much else None)
+
+
+def _positive(value: object) -> str | None:
+    return _milliseconds(value) or ("{value_zero,0}" if value == 0 else None)
+
+
+def _priorities(value: object) -> str | None:
+    too_much = isinstance(value, int) and value > 255
+    return _whole(value) or (f"{{max_value_exceeded,{value}}}" if too_much else None)
+
+
+def _text(value: object) -> str | None:
+    return None if isinstance(value, str) else f"{{unacceptable_type,{_type_of(value)}}}"
+
+
+def _flag(value: object) -> str | None:
+    return None if isinstance(value, bool) else f"{{unacceptable_type,{_type_of(value)}}}"
+
+
+def _overflow(value: object) -> str | None:
+    known = ("drop-head", "reject-publish", "reject-publish-dlx")
+    return None if value in known else "invalid_overflow"
+
+
+def _strategy(value: object) -> str | None:
+    return None if value in ("at-most-once", "at-least-once") else "invalid_dlx_strategy"
+
+
+_BOTH = {"x-queue-type"}
+_CHECKS: Mapping[str, Callable[[object], str | None]] = {
+    "x-message-ttl": _milliseconds,
+    "x-expires": _positive,
+    "x-max-length": _whole,
+    "x-max-length-bytes": _whole,
+    "x-overflow": _overflow,
+    "x-dead-letter-exchange": _text,
+    "x-dead-letter-routing-key": _text,
+    "x-dead-letter-strategy": _strategy,
+    "x-max-priority": _priorities,
+    "x-delivery-limit": _any_number,
+    "x-single-active-consumer": _flag,
+}
+_OF_CLASSIC_ONLY = {"x-max-priority"}
+_OF_QUORUM_ONLY = {"x-dead-letter-strategy", "x-delivery-limit"}
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """What a queue's arguments mean. Times are seconds."""
+
+    is_quorum: bool
+    message_ttl_s: float | None
+    expires_s: float | None
+    max_length: int | None
+    max_length_bytes: int | None
+    rejects_publishes: bool
+    dead_letters_rejected: bool
+    dead_letter_exchange: str | None
+    dead_letter_routing_key: str | None
+    at_least_once: bool
+    max_priority: int
+    delivery_limit: int | None
+    single_active_consumer: bool
+
+
+def read_arguments(arguments: FieldTable, queue: str) -> QueueSettings:
+    """Raises Refusal. `queue` is the queue with its virtual host, as refusals name it."""
+    kind = arguments.get("x-queue-type", "classic")
+    if (wrong := _text(kind)) is None and kind not in ("classic", "quorum"):
+        wrong = f"\"unsupported queue type '{kind}'\""
+    if wrong:
+        raise _invalid("x-queue-type", queue, f": {wrong}")
+    is_quorum = kind == "quorum"
+    for name in _OF_CLASSIC_ONLY if is_quorum else _OF_QUORUM_ONLY:
+        if name in arguments:
+            raise _invalid(name, queue, f" of queue type rabbit_{kind}_queue")
+    for name, check in _CHECKS.items():
+        if name in arguments and (wrong := check(arguments[name])):
+            if wrong.startswith("{unacceptable") and name.startswith("x-dead"):
+                raise Refusal(
+                    Code.PRECONDITION_FAILED,
+                    f"invalid type '{_type_of(arguments[name])}' for arg '{name}' in {queue}",
+                )
+            raise _invalid(name, queue, f": {wrong}")
+    if "x-dead-letter-routing-key" in arguments and "x-dead-letter-exchange" not in arguments:
+        raise _invalid("x-dead-letter-routing-key", queue, ": routing_key_but_no_dlx_defined")
+    return _settings(arguments, is_quorum=is_quorum)
+
+
+def _settings(arguments: FieldTable, *, is_quorum: bool) -> QueueSettings:
+    def number(name: str) -> int | None:
+        value = arguments.get(name)
+        return value if isinstance(value, int) else None
+
+    def seconds(name: str) -> float | None:
+        value = number(name)
+        return None if value is None else value / 1_000
+
+    def text(name: str) -> str | None:
+        value = arguments.get(name)
+        return value if isinstance(value, str) else None
+
+    overflow = text("x-overflow")
+    exchange = text("x-dead-letter-exchange")
+    limit = number("x-delivery-limit")
+    return QueueSettings(
+        is_quorum=is_quorum,
+        message_ttl_s=seconds("x-message-ttl"),
+        expires_s=seconds("x-expires"),
+        max_length=number("x-max-length"),
+        max_length_bytes=number("x-max-length-bytes"),
+        # A quorum queue takes the third kind of overflow for the first.
+        rejects_publishes=overflow == "reject-publish"
+        or (overflow == "reject-publish-dlx" and not is_quorum),
+        dead_letters_rejected=overflow == "reject-publish-dlx" and not is_quorum,
+        dead_letter_exchange=exchange,
+        dead_letter_routing_key=text("x-dead-letter-routing-key"),
+        at_least_once=text("x-dead-letter-strategy") == "at-least-once"
+        and exchange is not None
+        and overflow == "reject-publish",
+        max_priority=number("x-max-priority") or 0,
+        delivery_limit=_delivery_limit(limit) if is_quorum else None,
+        single_active_consumer=arguments.get("x-single-active-consumer") is True,
+    )
+
+
+def _delivery_limit(declared: int | None) -> int | None:
+    """A negative limit is none at all, from 4.0 on."""
+    if declared is None:
+        return _DEFAULT_DELIVERY_LIMIT
+    return None if declared < 0 else declared
+
+
+def check_equivalent(declared: FieldTable, current: FieldTable, queue: str) -> None:
+    """Raises Refusal for an argument that the broker knows and that differs from the queue's."""
+    kinds = [str(each.get("x-queue-type", "classic")) for each in (declared, current)]
+    if kinds[0] != kinds[1]:
+        raise inequivalent("x-queue-type", queue, f"'{kinds[0]}'", f"'{kinds[1]}'")
+    for name in _CHECKS:
+        one, other = declared.get(name), current.get(name)
+        if one != other:
+            both = one is not None and other is not None
+            raise inequivalent(name, queue, _shown(one, plain=both), _shown(other, plain=both))
+
+
+def inequivalent(name: str, what: str, received: str, current: str) -> Refusal:
+    """The refusal of a declaration that differs from what there is."""
+    return Refusal(
+        Code.PRECONDITION_FAILED,
+        f"inequivalent arg '{name}' for {what}: received {received} but current is {current}",
+    )
+
+
+def _shown(value: object, *, plain: bool) -> str:
+    if value is None:
+        return "none"
+    shown = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"'{shown}'" if plain else f"the value '{shown}' of type '{_type_of(value)}'"
+
+
+def _type_of(value: object) -> str:
+    """What RabbitMQ calls the type that a client chose; of a number only the usual one is known."""
+    names = {bool: "bool", int: "signedint", str: "longstr", float: "double", dict: "table"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _invalid(name: str, queue: str, why: str) -> Refusal:
+    return Refusal(Code.PRECONDITION_FAILED, f"invalid arg '{name}' for {queue}{why}")

@@ -1,0 +1,250 @@
+"""Things that go wrong on demand, each at a moment that a test can name.
+
+Rules wait for publishes: `nth=1` is the next one that fits, and `times` is how many from there on.
+Steps happen at once, to everybody who is connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evworker.broker.embedded.message import Message
+from evworker.broker.embedded.refusals import Code, Refusal
+
+
+class Publish(enum.Enum):
+    """What becomes of a publish that a rule fits."""
+
+    LOST = enum.auto()
+    CUT_OFF = enum.auto()
+    REFUSED = enum.auto()
+    RETURNED = enum.auto()
+    DOUBLED = enum.auto()
+
+
+class Confirmation(Protocol):
+    """An answer to a publish."""
+
+    def send(self) -> None: ...
+
+
+class Client(Protocol):
+    """A connection, as steps see it."""
+
+    def drop(self) -> None: ...
+    def close(self, refusal: Refusal) -> None: ...
+    def close_channels(self, refusal: Refusal, queue: str | None = None) -> None: ...
+    def go_on(self) -> None: ...
+
+
+class Cancellable(Protocol):
+    """A queue, as steps see it."""
+
+    def cancel_consumers(self) -> None: ...
+
+
+class Broker(Protocol):
+    """Everybody and everything that something can happen to."""
+
+    @property
+    def clients(self) -> Sequence[Client]: ...
+    def queues_named(self, name: str) -> Iterable[Cancellable]: ...
+
+
+@dataclass
+class _Rule:
+    effect: Publish | Refusal
+    nth: int
+    times: int
+    exchange: str | None
+    routing_key: str | None
+
+    def fits(self, exchange: str, routing_key: str) -> bool:
+        if self.exchange not in (None, exchange) or self.routing_key not in (None, routing_key):
+            return False
+        self.nth -= 1
+        return -self.times < self.nth <= 0
+
+
+class Faults:
+    """What goes wrong in one broker. Nothing does, until it is told to."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.publishes = 0
+        """How many publishes have come so far, lost and refused ones included."""
+        self.alarm: str | None = None
+        """Why publishers are blocked, if they are."""
+        self.is_deaf = False
+        """Whether nothing that clients send is read."""
+        self.latency_s = 0.0
+        """How much later everything is sent; 0 is at once."""
+        self._broker = broker
+        self._rules: list[_Rule] = []
+        self._withholds = False
+        self._delay_s = 0.0
+        self._withheld: list[Confirmation] = []
+        self._reversals: dict[str, tuple[int, list[Message]]] = {}
+
+    # Rules
+
+    def lose_publish(
+        self, nth: int = 1, *, exchange: str | None = None, routing_key: str | None = None
+    ) -> None:
+        """Cut the connection before the message is taken: it is lost on its way."""
+        self._rules.append(_Rule(Publish.LOST, nth, 1, exchange, routing_key))
+
+    def cut_before_confirm(
+        self, nth: int = 1, *, exchange: str | None = None, routing_key: str | None = None
+    ) -> None:
+        """Take the message, and cut the connection before its publisher hears of that."""
+        self._rules.append(_Rule(Publish.CUT_OFF, nth, 1, exchange, routing_key))
+
+    def refuse_publishes(
+        self,
+        nth: int = 1,
+        *,
+        times: int = 1,
+        exchange: str | None = None,
+        routing_key: str | None = None,
+    ) -> None:
+        """Answer with a nack, and take nothing."""
+        self._rules.append(_Rule(Publish.REFUSED, nth, times, exchange, routing_key))
+
+    def return_publishes(
+        self,
+        nth: int = 1,
+        *,
+        times: int = 1,
+        exchange: str | None = None,
+        routing_key: str | None = None,
+    ) -> None:
+        """Return the message as one that nobody is bound to."""
+        self._rules.append(_Rule(Publish.RETURNED, nth, times, exchange, routing_key))
+
+    def double_publishes(
+        self,
+        nth: int = 1,
+        *,
+        times: int = 1,
+        exchange: str | None = None,
+        routing_key: str | None = None,
+    ) -> None:
+        """Put the message into each of its queues twice: it is delivered twice."""
+        self._rules.append(_Rule(Publish.DOUBLED, nth, times, exchange, routing_key))
+
+    def close_channel_at_publish(
+        self,
+        code: int,
+        reason: str = "as was asked for",
+        nth: int = 1,
+        *,
+        exchange: str | None = None,
+        routing_key: str | None = None,
+    ) -> None:
+        """Refuse the publish with this code, which closes its channel or its connection."""
+        self._rules.append(_Rule(Refusal(Code(code), reason), nth, 1, exchange, routing_key))
+
+    def reverse(self, queue: str, count: int = 2) -> None:
+        """Confirm the next `count` messages for the queue, but let the last of them in first.
+
+        They are kept from consumers until all of them have come.
+        """
+        self._reversals[queue] = (count, [])
+
+    # Steps
+
+    def withhold_confirms(self) -> None:
+        """Answer no publish from now on, until `release_confirms`."""
+        self._withholds = True
+
+    def release_confirms(self) -> None:
+        """Send what was withheld, in the order of the publishes, and withhold no more."""
+        self._withholds = False
+        released, self._withheld = self._withheld, []
+        for confirmation in released:
+            confirmation.send()
+
+    def delay_confirms(self, delay_s: float) -> None:
+        """Answer each publish so many seconds later; 0 is at once again."""
+        self._delay_s = delay_s
+
+    def slow_down(self, latency_s: float) -> None:
+        """Send everything so many seconds later; 0 is at once again."""
+        self.latency_s = latency_s
+
+    def stop_reading(self) -> None:
+        """Read nothing more of what clients send, as a broker that hangs; heartbeats go on."""
+        self.is_deaf = True
+        self._go_on()
+
+    def read_again(self) -> None:
+        self.is_deaf = False
+        self._go_on()
+
+    def block(self, reason: str = "low on memory") -> None:
+        """Raise the alarm: each connection is blocked, and told so, when it publishes next."""
+        self.alarm = reason
+
+    def unblock(self) -> None:
+        """End the alarm; what was published meanwhile is taken now."""
+        self.alarm = None
+        self._go_on()
+
+    def drop_connections(self) -> None:
+        """Cut all connections, without a word. New ones are let in."""
+        for client in self._broker.clients:
+            client.drop()
+
+    def close_connections(self, code: int = 320, reason: str = "broker forced it") -> None:
+        """Close all connections with this code."""
+        for client in self._broker.clients:
+            client.close(Refusal(Code(code), reason))
+
+    def close_channels(
+        self, code: int, reason: str = "as was asked for", *, queue: str | None = None
+    ) -> None:
+        """Close the channels that consume from the queue, or all, with this code."""
+        for client in self._broker.clients:
+            client.close_channels(Refusal(Code(code), reason), queue)
+
+    def cancel_consumers(self, queue: str) -> None:
+        """End the queue's subscriptions, as when its leader moves; the queue stays."""
+        for each in self._broker.queues_named(queue):
+            each.cancel_consumers()
+
+    def _go_on(self) -> None:
+        for client in self._broker.clients:
+            client.go_on()
+
+    # What the broker asks
+
+    def of_publish(self, exchange: str, routing_key: str) -> Publish | Refusal | None:
+        """What becomes of this publish: nothing but its way, as a rule."""
+        self.publishes += 1
+        fitting = [rule for rule in self._rules if rule.fits(exchange, routing_key)]
+        self._rules = [rule for rule in self._rules if rule.nth > 1 - rule.times]
+        return fitting[0].effect if fitting else None
+
+    def confirm(self, confirmation: Confirmation) -> None:
+        """Send it, now or when it is time."""
+        if self._withholds:
+            self._withheld.append(confirmation)
+        elif self._delay_s:
+            asyncio.get_running_loop().call_later(self._delay_s, confirmation.send)
+        else:
+            confirmation.send()
+
+    def arrivals(self, queue: str, message: Message) -> Sequence[Message]:
+        """What gets into the queue now that this message has come for it."""
+        if queue not in self._reversals:
+            return (message,)
+        count, held = self._reversals[queue]
+        held.append(message)
+        if len(held) < count:
+            return ()
+        del self._reversals[queue]
+        return held[::-1]
