@@ -107,7 +107,7 @@ class Channel:
         await self.call(Confirm.Select())
         return self
 
-    def publish(  # noqa: PLR0913
+    def publish(
         self,
         key: str,
         payload: bytes = b"",
@@ -168,9 +168,11 @@ class Channel:
 
     async def arrives(self, queue: str, *, no_ack: bool = True) -> Message:
         """The next message of a queue, as soon as there is one."""
-        return await eventually(
+        found = await eventually(
             lambda: self.get(queue, no_ack=no_ack), f"a message in {queue}", timeout_s=10.0
         )
+        assert found is not None
+        return found
 
     async def count(self, queue: str) -> int:
         """How many messages are ready."""
@@ -356,7 +358,9 @@ class Link:
 
     def _on_connection(self, method: Frame) -> None:
         if isinstance(method, commands.Connection.Close):
-            self._refusal = RefusedError("connection", method.reply_code or 0, method.reply_text or "")
+            self._refusal = RefusedError(
+                "connection", method.reply_code or 0, method.reply_text or ""
+            )
             self.send_method(commands.Connection.CloseOk())
             self._end()  # the broker may take its time to close the socket
         elif isinstance(method, commands.Connection.CloseOk):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from pamqp.commands import Exchange, Queue
@@ -16,7 +17,7 @@ from tests.services import broker_urls
 
 EMBEDDED = "embedded"
 
-QUORUM = {"x-queue-type": "quorum"}
+QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         real = [
             pytest.param(url, marks=pytest.mark.broker, id=broker_id(url)) for url in broker_urls()
         ]
-        metafunc.parametrize(
-            "target", [pytest.param(EMBEDDED, id=EMBEDDED), *real], indirect=True
-        )
+        metafunc.parametrize("target", [pytest.param(EMBEDDED, id=EMBEDDED), *real], indirect=True)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What no client should send, and how a broker takes it: with the right code, and never by hanging."""
+"""What no client should send: it is answered with the right code, and nothing hangs."""
 
 from __future__ import annotations
 

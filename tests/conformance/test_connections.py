@@ -12,6 +12,7 @@ from pamqp.commands import Basic
 
 from tests.conformance.client import Link, RefusedError, connect, linked
 from tests.conformance.conftest import New, Target
+from tests.waiting import eventually
 
 
 async def test_the_broker_says_who_it_is(target: Target, link: Link) -> None:
@@ -62,9 +63,7 @@ async def test_a_connection_closes_when_the_client_asks(target: Target) -> None:
 
 async def test_heartbeats_come_without_being_asked_for(target: Target) -> None:
     async with linked(target.url, heartbeat=1) as link:
-        async with asyncio.timeout(10):
-            while not link.heartbeats:
-                await asyncio.sleep(0.05)
+        await eventually(lambda: link.heartbeats, "a heartbeat")
         assert not link.closed.done()
 
 

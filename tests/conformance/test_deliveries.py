@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pamqp.commands import Basic
 
 from tests.conformance.client import Channel, Link, RefusedError, linked
 from tests.conformance.conftest import QUORUM, New, Target
 
-LIMITED = {"classic": {}, "quorum": {**QUORUM, "x-delivery-limit": 50}}
+LIMITED: dict[str, dict[str, Any]] = {"classic": {}, "quorum": {**QUORUM, "x-delivery-limit": 50}}
 """A quorum queue of RabbitMQ 3 puts what comes back to its end, unless it has a limit."""
 
 
@@ -71,9 +73,7 @@ async def test_a_prefetch_of_the_whole_channel(ch: Channel, new: New) -> None:
     assert (await ch.delivered()).text == "2"
 
 
-async def test_a_quorum_queue_knows_no_prefetch_of_the_whole_channel(
-    ch: Channel, new: New
-) -> None:
+async def test_a_quorum_queue_knows_no_prefetch_of_the_whole_channel(ch: Channel, new: New) -> None:
     queue = new("q")
     await ch.declare(queue, arguments=QUORUM)
     await ch.call(Basic.Qos(prefetch_count=3, global_=True))
@@ -271,9 +271,7 @@ async def test_recover_delivers_again(ch: Channel, queue: str) -> None:
     ]
 
 
-async def test_a_quorum_queue_counts_what_comes_back(
-    target: Target, ch: Channel, new: New
-) -> None:
+async def test_a_quorum_queue_counts_what_comes_back(target: Target, ch: Channel, new: New) -> None:
     queue = new("q")
     await ch.declare(queue, arguments=LIMITED["quorum"])
     await ch.put(queue, "a")

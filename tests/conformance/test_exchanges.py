@@ -183,7 +183,7 @@ async def test_an_exchange_is_declared_again_only_as_it_is(link: Link, new: New)
             "arg 'alternate-exchange' for exchange '{}' in vhost '/'",
         ),
     ):
-        with pytest.raises(RefusedError, match="channel 406 .*inequivalent") as refused:
+        with pytest.raises(RefusedError, match=r"channel 406 .*inequivalent") as refused:
             await (await link.channel()).exchange(x, kind, **{**declared, **changed})
         assert told.format(x) in refused.value.text
 

@@ -159,9 +159,7 @@ async def test_arguments_that_nobody_knows_are_no_difference(ch: Channel, new: N
         ({**QUORUM, "x-dead-letter-strategy": "x"}, "invalid_dlx_strategy"),
     ],
 )
-async def test_wrong_arguments(
-    ch: Channel, new: New, arguments: dict[str, Any], told: str
-) -> None:
+async def test_wrong_arguments(ch: Channel, new: New, arguments: dict[str, Any], told: str) -> None:
     refusal = await ch.refuses(Queue.Declare(queue=new("q"), durable=True, arguments=arguments))
     assert (refusal.scope, refusal.code) == ("channel", 406)
     assert told in refusal.text
@@ -178,7 +176,7 @@ async def test_wrong_arguments(
 async def test_what_a_quorum_queue_cannot_be(
     ch: Channel, new: New, options: dict[str, bool], told: str
 ) -> None:
-    declared = {"durable": True, "arguments": QUORUM, **options}
+    declared: dict[str, Any] = {"durable": True, "arguments": QUORUM, **options}
     refusal = await ch.refuses(Queue.Declare(queue=new("q"), **declared))
     assert (refusal.scope, refusal.code) == ("channel", 406)
     assert told in refusal.text

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 
 import aio_pika
-import kombu
+import kombu.connection
 import pika
 import pytest
 
@@ -38,9 +38,8 @@ async def test_pika(broker: EmbeddedBroker) -> None:
         channel.basic_publish("", "q", b"hello", mandatory=True)
         with pytest.raises(pika.exceptions.UnroutableError):
             channel.basic_publish("", "none", b"", mandatory=True)
-        for method, _, body in channel.consume("q"):
-            channel.basic_ack(method.delivery_tag)
-            break
+        method, _, body = next(channel.consume("q"))
+        channel.basic_ack(method.delivery_tag)
         returned = channel.cancel()
         connection.close()
         return body, returned
@@ -50,7 +49,7 @@ async def test_pika(broker: EmbeddedBroker) -> None:
 
 async def test_kombu(broker: EmbeddedBroker) -> None:
     def talk() -> object:
-        with kombu.Connection(broker.url, heartbeat=10) as connection:
+        with kombu.connection.Connection(broker.url) as connection:  # type: ignore[no-untyped-call]
             queue = connection.SimpleQueue("q")
             queue.put({"hello": "world"})
             message = queue.get(timeout=10)

@@ -18,8 +18,8 @@ from evworker.broker import (
     PublishTimeoutError,
     UnroutableError,
 )
-from evworker.broker.embedded import EmbeddedBroker, Faults
-from tests.conformance.client import Channel, Link, linked
+from evworker.broker.embedded import EmbeddedBroker, Fate, Faults
+from tests.conformance.client import PROTOCOL_HEADER, Channel, Link, connect, linked
 
 
 class Placed(Event, topic="orders.placed"):
@@ -39,7 +39,7 @@ async def test_nothing_goes_wrong_unless_it_is_told_to(ch: Channel, faults: Faul
 
 
 async def test_a_publish_is_lost(broker: EmbeddedBroker, ch: Channel, faults: Faults) -> None:
-    faults.lose_publish(2)
+    faults.at_publish(Fate.LOST, 2)
     await ch.put("q", "1")
     ch.publish("q", b"2")
     assert (await ch.refused()).scope == "socket"
@@ -49,7 +49,7 @@ async def test_a_publish_is_lost(broker: EmbeddedBroker, ch: Channel, faults: Fa
 async def test_the_connection_is_cut_before_the_confirm(
     broker: EmbeddedBroker, ch: Channel, faults: Faults
 ) -> None:
-    faults.cut_before_confirm(2)
+    faults.at_publish(Fate.UNCONFIRMED, 2)
     await ch.put("q", "1")
     ch.publish("q", b"2")
     assert (await ch.refused()).scope == "socket"
@@ -58,8 +58,8 @@ async def test_the_connection_is_cut_before_the_confirm(
 
 
 async def test_publishes_are_refused_and_returned(ch: Channel, faults: Faults) -> None:
-    faults.refuse_publishes(2, times=2)
-    faults.return_publishes(5)
+    faults.at_publish(Fate.REFUSED, 2, times=2)
+    faults.at_publish(Fate.RETURNED, 5)
     acked = []
     for number in range(6):
         ch.publish("q", str(number).encode())
@@ -71,7 +71,7 @@ async def test_publishes_are_refused_and_returned(ch: Channel, faults: Faults) -
 
 async def test_a_rule_waits_for_the_publish_that_fits(ch: Channel, faults: Faults) -> None:
     await ch.declare("other")
-    faults.refuse_publishes(routing_key="other")
+    faults.at_publish(Fate.REFUSED, routing_key="other")
     await ch.put("q", "1", "2")
     ch.publish("other", b"3")
     assert not await ch.confirmed()
@@ -79,7 +79,7 @@ async def test_a_rule_waits_for_the_publish_that_fits(ch: Channel, faults: Fault
 
 
 async def test_a_publish_is_delivered_twice(ch: Channel, faults: Faults) -> None:
-    faults.double_publishes(2)
+    faults.at_publish(Fate.DOUBLED, 2)
     await ch.put("q", *"abc")
     assert await ch.take("q") == ["a", "b", "b", "c"]
 
@@ -149,9 +149,15 @@ async def test_nobody_connects_to_a_broker_that_does_not_read(
     broker: EmbeddedBroker, faults: Faults
 ) -> None:
     faults.stop_reading()
+    link = await connect(broker.url)
+    link.send(PROTOCOL_HEADER)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05), linked(broker.url):
-            pass
+        async with asyncio.timeout(0.05):
+            await link.connection.get()
+    faults.read_again()
+    await link.expect(commands.Connection.Start)
+    link.abort()
+    await link.close()
 
 
 async def test_who_publishes_is_blocked_until_the_alarm_is_over(
@@ -194,7 +200,7 @@ async def test_channels_are_closed(link: Link, ch: Channel, faults: Faults) -> N
 async def test_a_publish_is_refused_with_a_code(
     ch: Channel, faults: Faults, code: int, scope: str
 ) -> None:
-    faults.close_channel_at_publish(code)
+    faults.at_publish(code)
     ch.publish("q", b"1")
     refusal = await ch.refused()
     assert (refusal.scope, refusal.code) == (scope, code)
@@ -224,10 +230,10 @@ async def publisher(broker: EmbeddedBroker) -> AsyncIterator[Publisher]:
 @pytest.mark.parametrize(
     ("arrange", "error"),
     [
-        (Faults.refuse_publishes, PublishNackedError),
-        (Faults.return_publishes, UnroutableError),
+        (lambda faults: faults.at_publish(Fate.REFUSED), PublishNackedError),
+        (lambda faults: faults.at_publish(Fate.RETURNED), UnroutableError),
         (Faults.withhold_confirms, PublishTimeoutError),
-        (Faults.cut_before_confirm, ConnectionLostError),
+        (lambda faults: faults.at_publish(Fate.UNCONFIRMED), ConnectionLostError),
         (Faults.block, PublishTimeoutError),
     ],
 )
@@ -242,9 +248,7 @@ async def test_the_publisher_says_what_happened(
     faults.unblock()
 
 
-async def test_the_publisher_comes_back_after_a_cut(
-    publisher: Publisher, faults: Faults
-) -> None:
+async def test_the_publisher_comes_back_after_a_cut(publisher: Publisher, faults: Faults) -> None:
     faults.drop_connections()
     with suppress(ConnectionLostError):  # it may not have noticed yet
         await publisher.publish(Placed(number=1))

@@ -58,7 +58,6 @@ def _strategy(value: object) -> str | None:
     return None if value in ("at-most-once", "at-least-once") else "invalid_dlx_strategy"
 
 
-_BOTH = {"x-queue-type"}
 _CHECKS: Mapping[str, Callable[[object], str | None]] = {
     "x-message-ttl": _milliseconds,
     "x-expires": _positive,
@@ -99,13 +98,13 @@ def read_arguments(arguments: FieldTable, queue: str) -> QueueSettings:
     """Raises Refusal. `queue` is the queue with its virtual host, as refusals name it."""
     kind = arguments.get("x-queue-type", "classic")
     if (wrong := _text(kind)) is None and kind not in ("classic", "quorum"):
-        wrong = f"\"unsupported queue type '{kind}'\""
+        wrong = f"\"unsupported queue type '{kind!s}'\""
     if wrong:
         raise _invalid("x-queue-type", queue, f": {wrong}")
     is_quorum = kind == "quorum"
     for name in _OF_CLASSIC_ONLY if is_quorum else _OF_QUORUM_ONLY:
         if name in arguments:
-            raise _invalid(name, queue, f" of queue type rabbit_{kind}_queue")
+            raise _invalid(name, queue, f" of queue type rabbit_{kind!s}_queue")
     for name, check in _CHECKS.items():
         if name in arguments and (wrong := check(arguments[name])):
             if wrong.startswith("{unacceptable") and name.startswith("x-dead"):

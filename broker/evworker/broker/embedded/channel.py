@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pamqp import commands
 from pamqp.base import Frame
@@ -13,7 +13,7 @@ from pamqp.commands import Basic
 
 from evworker.broker.embedded.content import BASIC_CLASS, Content, encoded_long
 from evworker.broker.embedded.declaring import DECLARING, queue_named
-from evworker.broker.embedded.faults import Publish
+from evworker.broker.embedded.faults import Fate
 from evworker.broker.embedded.message import Entry, Message
 from evworker.broker.embedded.queues import Consumer, Queue
 from evworker.broker.embedded.refusals import Code, Refusal
@@ -87,7 +87,7 @@ class Channel:
             self._unexpected(incoming, "method")
         if (declare := DECLARING.get(type(method))) is not None:
             answer: Frame | None = declare(self, method)
-        elif (handle := _HANDLERS.get(type(method))) is not None:
+        elif (handle := self._HANDLERS.get(type(method))) is not None:
             answer = handle(self, method)
         else:
             raise Refusal(Code.COMMAND_INVALID, "unimplemented method")
@@ -173,18 +173,18 @@ class Channel:
         match fault:
             case Refusal():
                 raise fault
-            case Publish.LOST:
+            case Fate.LOST:
                 self.connection.drop()
                 return
-            case Publish.REFUSED:
+            case Fate.REFUSED:
                 routed, accepted = True, False
-            case Publish.RETURNED:
+            case Fate.RETURNED:
                 routed, accepted, mandatory = False, True, True
             case _:
                 routed, accepted = self.vhost.publish(message)
-                if fault is Publish.DOUBLED:
+                if fault is Fate.DOUBLED:
                     self.vhost.publish(message)
-        if fault is Publish.CUT_OFF:
+        if fault is Fate.UNCONFIRMED:
             self.connection.drop()
             return
         if mandatory and not routed:
@@ -231,7 +231,7 @@ class Channel:
         queue.dispatch()
 
     def _on_cancel(self, method: Basic.Cancel) -> Frame:
-        consumer = self.consumers.pop(method.consumer_tag, None)
+        consumer = self.consumers.pop(method.consumer_tag or "", None)
         if consumer is not None:
             consumer.queue.remove(consumer)
             consumer.queue.dispatch()
@@ -293,7 +293,7 @@ class Channel:
         self._settle(method.delivery_tag, multiple=method.multiple, requeue=method.requeue)
 
     def _on_reject(self, method: Basic.Reject) -> None:
-        self._settle(method.delivery_tag, multiple=False, requeue=method.requeue)
+        self._settle(method.delivery_tag or 0, multiple=False, requeue=method.requeue)
 
     def _settle(self, tag: int, *, multiple: bool, requeue: bool) -> None:
         settled = self._settled(tag, multiple=multiple)
@@ -308,11 +308,9 @@ class Channel:
         """Forget these deliveries, which nobody may settle again."""
         if tag not in self._unsettled and not (multiple and tag == 0):
             raise Refusal(Code.PRECONDITION_FAILED, f"unknown delivery tag {tag}")
-        if multiple:
-            tags = [each for each in self._unsettled if tag == 0 or each <= tag]
-        else:
-            tags = [tag]
-        settled = [self._unsettled.pop(each) for each in tags]
+        known = self._unsettled
+        tags = [each for each in known if tag in (0, each) or each < tag] if multiple else [tag]
+        settled = [known.pop(each) for each in tags]
         for each in settled:
             if each.consumer is not None:
                 each.consumer.unsettled -= 1
@@ -359,6 +357,20 @@ class Channel:
         for consumer in gone:
             consumer.queue.dispatch()
 
+    _HANDLERS: ClassVar[dict[type[Frame], Callable[[Channel, Any], Frame | None]]] = {
+        Basic.Publish: _on_publish,
+        Basic.Ack: _on_ack,
+        Basic.Nack: _on_nack,
+        Basic.Reject: _on_reject,
+        Basic.Get: _on_get,
+        Basic.Consume: _on_consume,
+        Basic.Cancel: _on_cancel,
+        Basic.Qos: _on_qos,
+        Basic.Recover: _on_recover,
+        commands.Confirm.Select: _on_confirm_select,
+        commands.Channel.Flow: _on_flow,
+    }
+
 
 def _give_back(settled: Iterable[_Unsettled]) -> None:
     by_queue: dict[Queue, list[Entry]] = {}
@@ -373,18 +385,3 @@ def _delivered_content(queue: Queue, entry: Entry) -> Content:
     if not entry.returned or not queue.settings.is_quorum:
         return content
     return content.with_headers({"x-delivery-count": encoded_long(entry.returned)})
-
-
-_HANDLERS: dict[type[Frame], Callable[[Channel, Any], Frame | None]] = {
-    Basic.Publish: Channel._on_publish,
-    Basic.Ack: Channel._on_ack,
-    Basic.Nack: Channel._on_nack,
-    Basic.Reject: Channel._on_reject,
-    Basic.Get: Channel._on_get,
-    Basic.Consume: Channel._on_consume,
-    Basic.Cancel: Channel._on_cancel,
-    Basic.Qos: Channel._on_qos,
-    Basic.Recover: Channel._on_recover,
-    commands.Confirm.Select: Channel._on_confirm_select,
-    commands.Channel.Flow: Channel._on_flow,
-}

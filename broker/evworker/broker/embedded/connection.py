@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from pamqp import commands, frame
+from pamqp import commands
 from pamqp.base import Frame
 from pamqp.heartbeat import Heartbeat
 
 from evworker.broker.embedded.channel import Channel
-from evworker.broker.embedded.content import BASIC_CLASS, Content
+from evworker.broker.embedded.content import Content
+from evworker.broker.embedded.framing import (
+    BODY,
+    FRAME_END,
+    FRAME_HEADER,
+    FRAME_OVERHEAD,
+    HEADER,
+    HEARTBEAT,
+    METHOD,
+    decoded_method,
+    frames_of,
+)
 from evworker.broker.embedded.refusals import Code, Refusal
 from evworker.broker.embedded.vhost import VirtualHost
 
@@ -25,13 +37,8 @@ CHANNEL_MAX = 2_047
 HEARTBEAT_S = 60
 
 _GREETING = b"AMQP\x00\x00\x09\x01"
-_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
-_FRAME_HEADER = 7
-_FRAME_END = 0xCE
-_FRAME_OVERHEAD = 8
 _SMALLEST_FRAME_MAX = 4_096
 _CLOSE_TIMEOUT_S = 3.0
-_CONTENT_OF_BASIC = BASIC_CLASS.to_bytes(2) + b"\x00\x00"
 
 _CAPABILITIES = dict.fromkeys(
     (
@@ -87,7 +94,7 @@ class Connection(asyncio.Protocol):
         self._broker.connections[self] = None
         self.go_on()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
         self._broker.connections.pop(self, None)
         if self._beat is not None:
             self._beat.cancel()
@@ -146,29 +153,29 @@ class Connection(asyncio.Protocol):
         buffer = self._buffer
         if not self._is_greeted:
             return 8 if len(buffer) >= 8 else 0
-        if len(buffer) < at + _FRAME_HEADER:
+        if len(buffer) < at + FRAME_HEADER:
             return 0
-        size = int.from_bytes(buffer[at + 3 : at + _FRAME_HEADER])
-        if size > self._frame_max - _FRAME_OVERHEAD:
-            limit = self._frame_max - _FRAME_OVERHEAD
+        size = int.from_bytes(buffer[at + 3 : at + FRAME_HEADER])
+        if size > self._frame_max - FRAME_OVERHEAD:
+            limit = self._frame_max - FRAME_OVERHEAD
             reason = f"type {buffer[at]}: {{frame_too_large,{size},{limit}}}"
             raise Refusal(Code.FRAME_ERROR, reason)
-        end = at + size + _FRAME_OVERHEAD
+        end = at + size + FRAME_OVERHEAD
         return end if len(buffer) >= end else 0
 
     def _on_frame(self, data: bytes) -> None:
         if not self._is_greeted:
             self._greet(data)
             return
-        kind, number, payload = data[0], int.from_bytes(data[1:3]), data[_FRAME_HEADER:-1]
-        if data[-1] != _FRAME_END:
+        kind, number, payload = data[0], int.from_bytes(data[1:3]), data[FRAME_HEADER:-1]
+        if data[-1] != FRAME_END:
             reason = f"type {kind}: {{invalid_frame_end_marker,{data[-1]}}}"
             raise Refusal(Code.FRAME_ERROR, reason)
-        if kind == _HEARTBEAT:
+        if kind == HEARTBEAT:
             return
-        if kind not in (_METHOD, _HEADER, _BODY):
+        if kind not in (METHOD, HEADER, BODY):
             raise Refusal(Code.FRAME_ERROR, f"type {kind}: unknown_frame")
-        method = _method(payload) if kind == _METHOD else None
+        method = decoded_method(payload) if kind == METHOD else None
         if self._is_closing:
             self._on_frame_while_closing(method)
         elif number == 0:
@@ -191,21 +198,23 @@ class Connection(asyncio.Protocol):
             if not channel.is_closed:
                 del self.channels[number]
                 channel.end()
-        elif channel.is_closed:
-            if isinstance(method, commands.Channel.CloseOk):
-                del self.channels[number]
-        else:
-            try:
-                if method is not None:
-                    channel.on_method(method)
-                elif kind == _HEADER:
-                    channel.on_header(payload)
-                else:
-                    channel.on_body(payload)
-            except Refusal as refusal:
-                if refusal.ends_connection:
-                    raise
-                self._close_channel(channel, refusal, method)
+        elif not channel.is_closed:
+            self._give_to(channel, kind, method, payload)
+        elif isinstance(method, commands.Channel.CloseOk):
+            del self.channels[number]
+
+    def _give_to(self, channel: Channel, kind: int, method: Frame | None, payload: bytes) -> None:
+        try:
+            if method is not None:
+                channel.on_method(method)
+            elif kind == HEADER:
+                channel.on_header(payload)
+            else:
+                channel.on_body(payload)
+        except Refusal as refusal:
+            if refusal.ends_connection:
+                raise
+            self._close_channel(channel, refusal, method)
 
     def _open_channel(self, number: int) -> None:
         if number in self.channels:
@@ -223,17 +232,9 @@ class Connection(asyncio.Protocol):
         self, number: int, method: Frame, content: Content | None = None, body: bytes = b""
     ) -> None:
         """Send a method, and the message that belongs to it."""
-        out = self._out
-        if not out:
+        if not self._out:
             self._loop.call_soon(self._flush)
-        out.append(frame.marshal(method, number))
-        if content is not None:
-            payload = _CONTENT_OF_BASIC + len(body).to_bytes(8) + content.raw
-            out.append(_frame(_HEADER, number, payload))
-            room = self._frame_max - _FRAME_OVERHEAD
-            out.extend(
-                _frame(_BODY, number, body[at : at + room]) for at in range(0, len(body), room)
-            )
+        self._out += frames_of(number, method, content, body, frame_max=self._frame_max)
 
     def _flush(self) -> None:
         data = b"".join(self._out)
@@ -272,7 +273,7 @@ class Connection(asyncio.Protocol):
         elif self._awaits is not None:
             if not isinstance(method, self._awaits):
                 raise Refusal(Code.CHANNEL_ERROR, "unexpected method during the handshake")
-            _STEPS[self._awaits](self, method)
+            self._STEPS[self._awaits](self, method)
         elif isinstance(method, _Methods.UpdateSecret):
             self.send(0, _Methods.UpdateSecretOk())
         else:
@@ -379,27 +380,8 @@ class Connection(asyncio.Protocol):
         if hasattr(self, "vhost"):
             self.vhost.delete_queues_of(self)
 
-
-_STEPS: dict[type[Frame], Any] = {
-    _Methods.StartOk: Connection._on_start_ok,
-    _Methods.TuneOk: Connection._on_tune_ok,
-    _Methods.Open: Connection._on_open,
-}
-
-
-def _method(payload: bytes) -> Frame:
-    kind = commands.INDEX_MAPPING.get(int.from_bytes(payload[:4]))
-    if kind is None:
-        raise Refusal(Code.COMMAND_INVALID, "unknown method")
-    method = kind.__new__(kind)  # its arguments are what comes
-    try:
-        method.unmarshal(payload[4:])
-    except Exception as error:  # whatever bytes make pamqp raise
-        raise Refusal(Code.FRAME_ERROR, f"cannot decode {payload[4:24]!r}") from error
-    return method
-
-
-def _frame(kind: int, number: int, payload: bytes) -> bytes:
-    return b"".join(
-        (bytes((kind,)), number.to_bytes(2), len(payload).to_bytes(4), payload, b"\xce")
-    )
+    _STEPS: ClassVar[dict[type[Frame], Callable[[Connection, Any], None]]] = {
+        _Methods.StartOk: _on_start_ok,
+        _Methods.TuneOk: _on_tune_ok,
+        _Methods.Open: _on_open,
+    }

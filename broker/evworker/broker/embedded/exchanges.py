@@ -1,4 +1,4 @@
-"""Exchanges: who is bound to them, and to whom a message goes. They know of no wire and no queue."""
+"""Exchanges: who is bound to them, and to whom a message goes. They know of no wire."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ from evworker.broker.embedded.message import Message
 from evworker.broker.embedded.refusals import Code, Refusal
 
 
-class Publish(enum.Enum):
-    """What becomes of a publish that a rule fits."""
+class Fate(enum.Enum):
+    """What becomes of a publish."""
 
-    LOST = enum.auto()
-    CUT_OFF = enum.auto()
-    REFUSED = enum.auto()
-    RETURNED = enum.auto()
-    DOUBLED = enum.auto()
+    LOST = "the connection is cut, and the message is nowhere"
+    UNCONFIRMED = "the message is in its queues, and the connection is cut before the confirm"
+    REFUSED = "nacked, and in no queue"
+    RETURNED = "as if nobody were bound to it"
+    DOUBLED = "each of its queues gets it twice"
 
 
 class Confirmation(Protocol):
@@ -57,7 +57,7 @@ class Broker(Protocol):
 
 @dataclass
 class _Rule:
-    effect: Publish | Refusal
+    effect: Fate | Refusal
     nth: int
     times: int
     exchange: str | None
@@ -91,62 +91,23 @@ class Faults:
 
     # Rules
 
-    def lose_publish(
-        self, nth: int = 1, *, exchange: str | None = None, routing_key: str | None = None
-    ) -> None:
-        """Cut the connection before the message is taken: it is lost on its way."""
-        self._rules.append(_Rule(Publish.LOST, nth, 1, exchange, routing_key))
-
-    def cut_before_confirm(
-        self, nth: int = 1, *, exchange: str | None = None, routing_key: str | None = None
-    ) -> None:
-        """Take the message, and cut the connection before its publisher hears of that."""
-        self._rules.append(_Rule(Publish.CUT_OFF, nth, 1, exchange, routing_key))
-
-    def refuse_publishes(
+    def at_publish(
         self,
+        fate: Fate | int,
         nth: int = 1,
         *,
         times: int = 1,
         exchange: str | None = None,
         routing_key: str | None = None,
-    ) -> None:
-        """Answer with a nack, and take nothing."""
-        self._rules.append(_Rule(Publish.REFUSED, nth, times, exchange, routing_key))
-
-    def return_publishes(
-        self,
-        nth: int = 1,
-        *,
-        times: int = 1,
-        exchange: str | None = None,
-        routing_key: str | None = None,
-    ) -> None:
-        """Return the message as one that nobody is bound to."""
-        self._rules.append(_Rule(Publish.RETURNED, nth, times, exchange, routing_key))
-
-    def double_publishes(
-        self,
-        nth: int = 1,
-        *,
-        times: int = 1,
-        exchange: str | None = None,
-        routing_key: str | None = None,
-    ) -> None:
-        """Put the message into each of its queues twice: it is delivered twice."""
-        self._rules.append(_Rule(Publish.DOUBLED, nth, times, exchange, routing_key))
-
-    def close_channel_at_publish(
-        self,
-        code: int,
         reason: str = "as was asked for",
-        nth: int = 1,
-        *,
-        exchange: str | None = None,
-        routing_key: str | None = None,
     ) -> None:
-        """Refuse the publish with this code, which closes its channel or its connection."""
-        self._rules.append(_Rule(Refusal(Code(code), reason), nth, 1, exchange, routing_key))
+        """Decide what becomes of the `nth` publish from now on, and of `times` from there on.
+
+        Only those count that are for the exchange and have the routing key, if these are given. A
+        code instead of a fate refuses the publish: it closes the channel, or the connection.
+        """
+        effect = fate if isinstance(fate, Fate) else Refusal(Code(fate), reason)
+        self._rules.append(_Rule(effect, nth, times, exchange, routing_key))
 
     def reverse(self, queue: str, count: int = 2) -> None:
         """Confirm the next `count` messages for the queue, but let the last of them in first.
@@ -222,7 +183,7 @@ class Faults:
 
     # What the broker asks
 
-    def of_publish(self, exchange: str, routing_key: str) -> Publish | Refusal | None:
+    def of_publish(self, exchange: str, routing_key: str) -> Fate | Refusal | None:
         """What becomes of this publish: nothing but its way, as a rule."""
         self.publishes += 1
         fitting = [rule for rule in self._rules if rule.fits(exchange, routing_key)]

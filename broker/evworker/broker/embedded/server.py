@@ -11,7 +11,7 @@ from urllib.parse import quote
 from evworker.broker.embedded.connection import Connection
 from evworker.broker.embedded.faults import Faults
 from evworker.broker.embedded.queues import Queue
-from evworker.broker.embedded.refusals import Code, Refusal
+from evworker.broker.embedded.refusals import Code
 from evworker.broker.embedded.vhost import VirtualHost
 
 _CLOSE_TIMEOUT_S = 1.0
@@ -82,7 +82,7 @@ class EmbeddedBroker:
         self.faults.close_connections(Code.CONNECTION_FORCED, "the embedded broker is closed")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _CLOSE_TIMEOUT_S
-        while self.connections and loop.time() < deadline:
+        while self.connections and loop.time() < deadline:  # noqa: ASYNC110 - they end unasked
             await asyncio.sleep(0.001)
         self.faults.drop_connections()
         for vhost in self._vhosts.values():

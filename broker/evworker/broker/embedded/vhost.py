@@ -189,7 +189,7 @@ class VirtualHost:
             raise Refusal(Code.RESOURCE_LOCKED, _LOCKED.format(what=what))
         return queue
 
-    def declare_queue(  # noqa: PLR0913 - what AMQP has
+    def declare_queue(
         self,
         name: str,
         owner: object,
@@ -212,7 +212,9 @@ class VirtualHost:
         self._refuse_reserved("queue", name)
         settings = read_arguments(arguments, what)
         if settings.is_quorum:
-            self._refuse_for_quorum(name, durable, auto_delete, exclusive)
+            self._refuse_for_quorum(
+                name, durable=durable, auto_delete=auto_delete, exclusive=exclusive
+            )
         name = name or f"amq.gen-{uuid.uuid4().hex[:22]}"
         queue = Queue(
             name,
@@ -270,7 +272,7 @@ class VirtualHost:
             )
 
     def _refuse_for_quorum(
-        self, name: str, durable: bool, auto_delete: bool, exclusive: bool
+        self, name: str, *, durable: bool, auto_delete: bool, exclusive: bool
     ) -> None:
         if not name:
             raise Refusal(
@@ -289,7 +291,7 @@ class VirtualHost:
                 )
 
 
-def _same(what: str, argument: str, received: str | bool, current: str | bool) -> None:
+def _same(what: str, argument: str, received: object, current: object) -> None:
     if received != current:
         raise inequivalent(
             argument, what, f"'{str(received).lower()}'", f"'{str(current).lower()}'"
