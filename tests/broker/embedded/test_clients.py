@@ -49,7 +49,7 @@ async def test_pika(broker: EmbeddedBroker) -> None:
 
 async def test_kombu(broker: EmbeddedBroker) -> None:
     def talk() -> object:
-        with kombu.connection.Connection(broker.url) as connection:  # type: ignore[no-untyped-call]
+        with kombu.connection.Connection(broker.url) as connection:
             queue = connection.SimpleQueue("q")
             queue.put({"hello": "world"})
             message = queue.get(timeout=10)
