@@ -176,6 +176,31 @@ async def test_properties_that_end_too_early(broker: EmbeddedBroker) -> None:
         assert refusal.code == 502
 
 
+async def test_headers_that_are_no_table(broker: EmbeddedBroker) -> None:
+    async with linked(broker.url) as link:
+        channel = await link.channel()
+        await channel.declare("q")
+        table = b"\x00\x00\x00\x04\x01kS\xff"
+        payload = b"\x00\x3c\x00\x00" + bytes(8) + b"\x20\x00" + table
+        head = b"\x02\x00\x01" + len(payload).to_bytes(4)
+        link.send(frame.marshal(Basic.Publish(routing_key="q"), 1) + head + payload + b"\xce")
+        assert (await channel.refused()).code == 502
+
+
+async def test_headers_that_are_no_text_are_handed_on(broker: EmbeddedBroker) -> None:
+    async with linked(broker.url) as link:
+        channel = await link.channel()
+        letters = {"x-dead-letter-exchange": "amq.headers", "x-message-ttl": 1}
+        await channel.declare("q", arguments=letters)
+        await channel.declare("letters")
+        await channel.bind("letters", "amq.headers")
+        table = b"\x01kS\x00\x00\x00\x01\xff" + b"\x01tF\x00\x00\x00\x01\xff"
+        payload = b"\x00\x3c\x00\x00" + bytes(8) + b"\x20\x00" + len(table).to_bytes(4) + table
+        head = b"\x02\x00\x01" + len(payload).to_bytes(4)
+        link.send(frame.marshal(Basic.Publish(routing_key="q"), 1) + head + payload + b"\xce")
+        await channel.counts("letters", 1)
+
+
 async def test_a_body_longer_than_was_said(broker: EmbeddedBroker) -> None:
     async with linked(broker.url) as link:
         channel = await link.channel()

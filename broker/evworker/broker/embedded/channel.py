@@ -160,8 +160,9 @@ class Channel:
             )
         keys: tuple[str, ...] = (method.routing_key,)
         blind: tuple[str, ...] = ()
-        if b"CC" in content.spans.get("headers", b""):
-            keys, blind = (*keys, *content.texts("CC")), tuple(content.texts("BCC"))
+        headers = content.headers()  # refused now, if it is no table: nobody can refuse it later
+        if b"CC" in headers or b"BCC" in headers:
+            keys, blind = (*keys, *content.texts("CC")), content.texts("BCC")
             content = content.with_headers({}, dropped=("BCC",))
         message = Message(method.exchange, keys, content, b"".join(incoming.parts), blind)
         _ = message.ttl_s  # refused, if it is none

@@ -7,6 +7,7 @@ header would change: doubles shrink, integers change their size, text that is no
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 
 from pamqp import decode
@@ -95,24 +96,23 @@ class Content:
         return found
 
     def decoded_headers(self) -> FieldTable:
-        """The headers as values, to compare them."""
-        table = self.spans.get("headers")
-        try:
-            return decode.field_table(table)[1] if table else {}
-        except ValueError as error:
-            raise Refusal(Code.SYNTAX_ERROR, "the headers of a message can't be decoded") from error
+        """The headers as values, to compare them, without those that can't be decoded."""
+        decoded: FieldTable = {}
+        for name, value in self.headers().items():
+            with suppress(ValueError):
+                decoded[name.decode()] = decode.embedded_value(value)[1]
+        return decoded
 
-    def texts(self, header: str) -> list[str]:
+    def texts(self, header: str) -> tuple[str, ...]:
         """The strings of a header that is a list of them, such as CC."""
-        value = self.headers().get(header.encode())
-        if value is None:
-            return []
-        _, listed = decode.embedded_value(value)
+        if header.encode() not in self.headers():
+            return ()
+        listed = self.decoded_headers().get(header)
         if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
             raise Refusal(
                 Code.PRECONDITION_FAILED, f"invalid '{header}' header: not an array of strings"
             )
-        return [str(each) for each in listed]
+        return tuple(str(each) for each in listed)
 
     def with_headers(self, added: Mapping[str, bytes], dropped: Iterable[str] = ()) -> Content:
         """The same properties with other headers: `added` are encoded values."""
