@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from evworker.broker.embedded.message import Message
 from evworker.broker.embedded.refusals import Code, Refusal
+
+if TYPE_CHECKING:
+    from evworker.broker.embedded.channel import Confirm
+    from evworker.broker.embedded.server import EmbeddedBroker
 
 
 class Fate(enum.Enum):
@@ -24,35 +28,6 @@ class Fate(enum.Enum):
     REFUSED = "nacked, and in no queue"
     RETURNED = "as if nobody were bound to it"
     DOUBLED = "each of its queues gets it twice"
-
-
-class Confirmation(Protocol):
-    """An answer to a publish."""
-
-    def send(self) -> None: ...
-
-
-class Client(Protocol):
-    """A connection, as steps see it."""
-
-    def drop(self) -> None: ...
-    def close(self, refusal: Refusal) -> None: ...
-    def close_channels(self, refusal: Refusal, queue: str | None = None) -> None: ...
-    def go_on(self) -> None: ...
-
-
-class Cancellable(Protocol):
-    """A queue, as steps see it."""
-
-    def cancel_consumers(self) -> None: ...
-
-
-class Broker(Protocol):
-    """Everybody and everything that something can happen to."""
-
-    @property
-    def clients(self) -> Sequence[Client]: ...
-    def queues_named(self, name: str) -> Iterable[Cancellable]: ...
 
 
 @dataclass
@@ -73,7 +48,7 @@ class _Rule:
 class Faults:
     """What goes wrong in one broker. Nothing does, until it is told to."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: EmbeddedBroker) -> None:
         self.publishes = 0
         """How many publishes have come so far, lost and refused ones included."""
         self.alarm: str | None = None
@@ -86,7 +61,7 @@ class Faults:
         self._rules: list[_Rule] = []
         self._withholds = False
         self._delay_s = 0.0
-        self._withheld: list[Confirmation] = []
+        self._withheld: list[Confirm] = []
         self._reversals: dict[str, tuple[int, list[Message]]] = {}
 
     # Rules
@@ -190,7 +165,7 @@ class Faults:
         self._rules = [rule for rule in self._rules if rule.nth > 1 - rule.times]
         return fitting[0].effect if fitting else None
 
-    def confirm(self, confirmation: Confirmation) -> None:
+    def confirm(self, confirmation: Confirm) -> None:
         """Send it, now or when it is time."""
         if self._withholds:
             self._withheld.append(confirmation)

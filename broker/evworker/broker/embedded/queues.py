@@ -264,7 +264,7 @@ class Queue:
         now = self._loop.time() + _SOON_S
         while over := [
             entry
-            for entry in self.ready.next_of_each()
+            for entry in self.ready.fronts()
             if entry.expires_at is not None and entry.expires_at <= now
         ]:
             for entry in over:
@@ -273,7 +273,7 @@ class Queue:
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
-        times = [each.expires_at for each in self.ready.next_of_each() if each.expires_at]
+        times = [each.expires_at for each in self.ready.fronts() if each.expires_at]
         if times and not self.deleted:
             self._expiry = self._loop.call_at(min(times), self._expire)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Protocol
 
 from evworker.broker.embedded.message import Entry
 
@@ -12,47 +12,35 @@ _HIGH_IN_A_ROW = 2
 _NORMAL_PRIORITY = 4
 
 
-class Ready(Protocol):
-    """Who waits, and who is next."""
+class Ready(ABC):
+    """Several lines, each first in, first out; a kind of queue says who stands in which."""
 
-    size: int
-    """Bytes of all bodies."""
-
-    def __len__(self) -> int: ...
-    def push(self, entry: Entry) -> None: ...
-    def give_back(self, entries: Iterable[Entry]) -> None: ...
-    def pop(self) -> Entry: ...
-    def next_of_each(self) -> Iterator[Entry]:
-        """Who may be found to be expired: only what is in front of everything else."""
-
-    def remove_front(self, entry: Entry) -> None:
-        """Take out one of `next_of_each`."""
-
-    def reverse(self) -> None:
-        """Turn everything round, priorities apart."""
-
-
-class _Lanes:
-    """Several lines, each first in, first out."""
-
-    def __init__(self, count: int) -> None:
+    def __init__(self, lanes: int) -> None:
         self.size = 0
-        self._lanes: list[deque[Entry]] = [deque() for _ in range(count)]
+        """Bytes of all bodies."""
+        self._lanes: list[deque[Entry]] = [deque() for _ in range(lanes)]
 
     def __len__(self) -> int:
         return sum(map(len, self._lanes))
 
-    def next_of_each(self) -> Iterator[Entry]:
+    @abstractmethod
+    def push(self, entry: Entry) -> None: ...
+
+    @abstractmethod
+    def give_back(self, entries: Iterable[Entry]) -> None: ...
+
+    @abstractmethod
+    def pop(self) -> Entry: ...
+
+    def fronts(self) -> Iterator[Entry]:
+        """Who may be found to be expired: only what nothing else stands before."""
         return (lane[0] for lane in self._lanes if lane)
 
     def remove_front(self, entry: Entry) -> None:
+        """Take out one of the `fronts`."""
         for lane in self._lanes:
             if lane and lane[0] is entry:
                 self._pop_of(lane)
-
-    def reverse(self) -> None:
-        for lane in self._lanes:
-            lane.reverse()
 
     def _pop_of(self, lane: deque[Entry]) -> Entry:
         entry = lane.popleft()
@@ -60,7 +48,7 @@ class _Lanes:
         return entry
 
 
-class ClassicReady(_Lanes):
+class ClassicReady(Ready):
     """By priority, if the queue has any; who comes back gets its old place."""
 
     def __init__(self, max_priority: int) -> None:
@@ -86,7 +74,7 @@ class ClassicReady(_Lanes):
         return self._lanes[min(entry.message.priority or 0, len(self._lanes) - 1)]
 
 
-class QuorumReady(_Lanes):
+class QuorumReady(Ready):
     """Who came back goes first, then two of high priority for each normal one."""
 
     def __init__(self) -> None:
@@ -110,7 +98,7 @@ class QuorumReady(_Lanes):
             self._turn = 0 if self._turn == _HIGH_IN_A_ROW else self._turn + 1
         return self._pop_of(lane)
 
-    def next_of_each(self) -> Iterator[Entry]:
+    def fronts(self) -> Iterator[Entry]:
         front = self._front()
         return iter((front[0],) if front else ())
 
