@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
-from tests.conformance.client import Channel, Link, RefusedError, linked
+from tests.conformance.client import Channel, Link, linked
 from tests.conformance.conftest import QUORUM, New, Target
 
 LIMITED: dict[str, dict[str, Any]] = {"classic": {}, "quorum": {**QUORUM, "x-delivery-limit": 50}}
@@ -113,13 +113,27 @@ async def test_one_consumer_is_active_until_it_goes(
     assert (await two.delivered()).text == "b"
 
 
-async def test_nobody_gets_past_a_single_active_consumer(link: Link, ch: Channel, new: New) -> None:
+@pytest.mark.parametrize("consumed", [False, True])
+async def test_a_quorum_queue_with_a_single_active_consumer_lets_nobody_get(
+    link: Link, ch: Channel, new: New, *, consumed: bool
+) -> None:
     queue = new("q")
     await ch.declare(queue, arguments={**QUORUM, "x-single-active-consumer": True})
-    await ch.consume(queue)
-    with pytest.raises(RefusedError) as refused:
-        await (await link.channel()).get(queue)
-    assert (refused.value.scope, refused.value.code) == ("channel", 405)
+    if consumed:
+        await ch.consume(queue)
+    refusal = await (await link.channel()).refuses(Basic.Get(queue=queue))
+    assert (refusal.scope, refusal.code) == ("channel", 405)
+
+
+async def test_a_classic_queue_with_a_single_active_consumer_does(
+    link: Link, ch: Channel, new: New
+) -> None:
+    queue = new("q")
+    await ch.declare(queue, arguments={"x-single-active-consumer": True})
+    await ch.consume(queue, prefetch=1)
+    await ch.put(queue, *"ab")
+    assert (await ch.delivered()).text == "a"
+    assert (await (await link.channel()).arrives(queue)).text == "b"
 
 
 async def test_an_exclusive_consumer_is_alone(link: Link, ch: Channel, new: New) -> None:
@@ -133,6 +147,30 @@ async def test_an_exclusive_consumer_is_alone(link: Link, ch: Channel, new: New)
     await ch.consume(queue)
     refusal = await (await link.channel()).refuses(Basic.Consume(queue=queue, exclusive=True))
     assert (refusal.scope, refusal.code) == ("channel", 403)
+
+
+async def test_an_exclusive_consumer_cannot_wait_to_be_the_active_one(
+    ch: Channel, new: New, kind: str
+) -> None:
+    queue = new("q")
+    await ch.declare(queue, arguments={"x-queue-type": kind, "x-single-active-consumer": True})
+    refusal = await ch.refuses(Basic.Consume(queue=queue, exclusive=True))
+    assert (refusal.scope, refusal.code) == ("channel", 403)
+
+
+async def test_a_consumers_priority_is_a_number(ch: Channel, queue: str) -> None:
+    refusal = await ch.refuses(Basic.Consume(queue=queue, arguments={"x-priority": "high"}))
+    assert (refusal.scope, refusal.code) == ("channel", 406)
+
+
+async def test_a_prefetch_is_that_of_the_consumers_after_it(ch: Channel, queue: str) -> None:
+    await ch.consume(queue, prefetch=1)
+    await ch.call(Basic.Qos(prefetch_count=0))
+    await ch.put(queue, "a", "b")
+    held = await ch.delivered()
+    await ch.counts(queue, 1)
+    ch.send(Basic.Ack(held.tag))
+    assert (await ch.delivered()).text == "b"
 
 
 async def test_a_consumers_tag_is_its_own(ch: Channel, queue: str) -> None:

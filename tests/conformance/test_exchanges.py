@@ -162,6 +162,19 @@ async def test_unbound_and_deleted_queues_get_nothing(ch: Channel, new: New) -> 
     assert (await ch.take(one), await ch.take(two)) == ([], [])
 
 
+async def test_what_is_bound_twice_is_bound_once(ch: Channel, new: New) -> None:
+    x, queue = new("x"), new("q")
+    await ch.exchange(x)
+    await ch.declare(queue)
+    for _ in range(2):
+        await ch.bind(queue, x, "k")
+    await ch.put("k", "one", exchange=x)
+    assert await ch.take(queue) == ["one"]
+    await ch.call(Queue.Unbind(queue=queue, exchange=x, routing_key="k"))
+    await ch.put("k", "none", exchange=x)
+    assert await ch.take(queue) == []
+
+
 async def test_what_is_not_there_can_be_unbound_and_deleted(ch: Channel, new: New) -> None:
     await ch.call(Exchange.Delete(exchange=new("x")))
     await ch.call(Queue.Unbind(queue=new("q"), exchange="amq.topic"))
@@ -281,3 +294,9 @@ async def test_carbon_copies(ch: Channel, new: New) -> None:
         assert isinstance(message.method, Basic.GetOk)
         assert message.method.routing_key == to
         assert await ch.get(queue) is None
+
+
+async def test_carbon_copies_are_a_list(ch: Channel, new: New) -> None:
+    ch.publish(new("none"), headers={"CC": "not a list"})
+    refusal = await ch.refused()
+    assert (refusal.scope, refusal.code) == ("channel", 406)

@@ -221,7 +221,8 @@ class Channel:
             raise Refusal(Code.NOT_IMPLEMENTED, f"{queue.title} does not support global qos")
         priority = (method.arguments or {}).get("x-priority", 0)
         if not isinstance(priority, int):
-            raise Refusal(Code.PRECONDITION_FAILED, "invalid arg 'x-priority': not a number")
+            reason = f"invalid arg 'x-priority' for {queue.title}: expected an integer"
+            raise Refusal(Code.PRECONDITION_FAILED, reason)
         consumer = Consumer(
             tag, queue, self, method.no_ack, method.exclusive, priority, self._prefetch
         )
@@ -240,8 +241,12 @@ class Channel:
 
     def _on_get(self, method: Basic.Get) -> None:
         queue = queue_named(self, method.queue)
-        if queue.settings.single_active_consumer and queue.consumers:
-            raise Refusal(Code.RESOURCE_LOCKED, f"cannot obtain access to locked {queue.title}")
+        if queue.settings.single_active_consumer and queue.settings.is_quorum:
+            raise Refusal(
+                Code.RESOURCE_LOCKED,
+                f"cannot obtain access to locked {queue.title}. basic.get operations are not "
+                "supported by quorum queues with single active consumer",
+            )
         entry = queue.get()
         if entry is None:
             self.send(Basic.GetEmpty())

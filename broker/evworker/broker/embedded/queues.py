@@ -166,7 +166,7 @@ class Queue:
     def add(self, consumer: Consumer) -> None:
         """Raises Refusal if one of them wants the queue for itself."""
         if any(each.exclusive for each in self.consumers) or (
-            consumer.exclusive and self.consumers
+            consumer.exclusive and (self.consumers or self.settings.single_active_consumer)
         ):
             raise Refusal(Code.ACCESS_REFUSED, f"{self.title} in exclusive use")
         self.consumers.append(consumer)
