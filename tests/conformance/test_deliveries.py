@@ -150,12 +150,18 @@ async def test_an_exclusive_consumer_is_alone(link: Link, ch: Channel, new: New)
 
 
 async def test_an_exclusive_consumer_cannot_wait_to_be_the_active_one(
-    ch: Channel, new: New, kind: str
+    ch: Channel, new: New
 ) -> None:
     queue = new("q")
-    await ch.declare(queue, arguments={"x-queue-type": kind, "x-single-active-consumer": True})
+    await ch.declare(queue, arguments={"x-single-active-consumer": True})
     refusal = await ch.refuses(Basic.Consume(queue=queue, exclusive=True))
     assert (refusal.scope, refusal.code) == ("channel", 403)
+
+
+async def test_a_quorum_queue_lets_it_wait(ch: Channel, new: New) -> None:
+    queue = new("q")
+    await ch.declare(queue, arguments={**QUORUM, "x-single-active-consumer": True})
+    await ch.consume(queue, exclusive=True)
 
 
 async def test_a_consumers_priority_is_a_number(ch: Channel, queue: str) -> None:

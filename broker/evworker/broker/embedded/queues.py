@@ -165,8 +165,9 @@ class Queue:
 
     def add(self, consumer: Consumer) -> None:
         """Raises Refusal if one of them wants the queue for itself."""
+        alone = self.settings.single_active_consumer and not self.settings.is_quorum
         if any(each.exclusive for each in self.consumers) or (
-            consumer.exclusive and (self.consumers or self.settings.single_active_consumer)
+            consumer.exclusive and (self.consumers or alone)
         ):
             raise Refusal(Code.ACCESS_REFUSED, f"{self.title} in exclusive use")
         self.consumers.append(consumer)
