@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 
 import aio_pika
@@ -12,6 +11,7 @@ import pika
 import pytest
 
 from evworker.broker.embedded import EmbeddedBroker
+from tests.programs import program
 
 
 async def test_aio_pika(broker: EmbeddedBroker) -> None:
@@ -60,8 +60,9 @@ async def test_kombu(broker: EmbeddedBroker) -> None:
     assert await asyncio.to_thread(talk) == {"hello": "world"}
 
 
-@pytest.mark.skipif(shutil.which("amqp-publish") is None, reason="amqp-tools is not installed")
 async def test_amqp_tools(broker: EmbeddedBroker) -> None:
+    program("amqp-publish", instead="; Debian has it in amqp-tools")
+
     def run(tool: str, *arguments: str) -> str:
         command = [f"amqp-{tool}", f"--url={broker.url.removesuffix('/')}", *arguments]
         done = subprocess.run(command, check=True, capture_output=True, timeout=30)
