@@ -16,9 +16,11 @@ from urllib.parse import unquote, urlsplit
 
 from pamqp import commands, frame
 from pamqp.base import Frame
+from pamqp.header import ContentHeader
 
 _CHANNEL = 1
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_COUNT = "x-delivery-count"
 _SETTLED_S = 120.0
 """How long the broker may take to count what it was sent."""
 
@@ -117,7 +119,7 @@ class Queues:
             size, body = int.from_bytes(properties[4:12]), b""
             while len(body) < size:
                 body += self._frame()[1]
-            captured.append(Captured(properties, body))
+            captured.append(Captured(_as_published(properties), body))
 
     def fill(self, queue: str, messages: Sequence[Captured], count: int) -> None:
         """Publish these messages, over and over, until `count` of them are ready in the queue."""
@@ -217,3 +219,13 @@ def _frame_of(kind: int, payload: bytes) -> bytes:
 def _method(payload: bytes) -> type[Frame] | None:
     read = frame.unmarshal(_frame_of(_METHOD, payload))[2]
     return type(read) if isinstance(read, Frame) else None
+
+
+def _as_published(header: bytes) -> bytes:
+    """Without what a quorum queue adds to a message that is taken by `get`."""
+    if _COUNT.encode() not in header:
+        return header
+    content = ContentHeader()
+    content.unmarshal(header)
+    (content.properties.headers or {}).pop(_COUNT, None)
+    return content.marshal()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from evworker.broker import Envelope
     from evworker.broker.delivery import Delivery
-    from evworker.workers.context import Context
     from evworker.workers.execution import Execution
     from evworker.workers.outcome import Outcome
     from evworker.workers.settlement import Settlement
@@ -98,18 +97,15 @@ class Lane:
         while not self._traffic.closing:
             try:
                 delivery, envelope = await self.waiting.take()
-                await self._work_on(delivery, envelope)
+                try:
+                    if delivery.is_live:  # else its channel died meanwhile, and it will come again
+                        await self.attempt(delivery, envelope)
+                finally:
+                    self._traffic.end()
             except asyncio.CancelledError:
                 if self._traffic.closing:
                     raise
                 forgive_cancellation()  # a handler had cancelled its own task before it returned
-
-    async def _work_on(self, delivery: Delivery, envelope: Envelope) -> None:
-        try:
-            if delivery.is_live:  # else its channel died while it waited, and it will come again
-                await self.attempt(delivery, envelope)
-        finally:
-            self._traffic.end()
 
     async def attempt(
         self,
@@ -135,13 +131,14 @@ class Lane:
         token = current_context.set(context)
         try:
             if alone:
-                outcome = await self._run(delivery, context)
+                outcome = await self.execution.run(delivery, context)
             else:
                 self._solitude.begin_among_others()
                 try:
-                    outcome = await self._run(delivery, context)
+                    outcome = await self.execution.run(delivery, context)
                 finally:
                     self._solitude.end_among_others()
+            self._tell_switch(delivery, outcome)
             if isinstance(outcome, Paused) and not alone:
                 await self._traffic.fall_quiet()
             if uncounted is not None and isinstance(outcome, (Paused, HandedBack)):
@@ -161,12 +158,11 @@ class Lane:
         message_id = envelope.id if envelope else None
         await self._settlement.settle(delivery, outcome, message_id=message_id)
 
-    async def _run(self, delivery: Delivery, context: Context) -> Outcome:
-        """One run of the handler, and what it tells the kill switch."""
-        outcome = await self.execution.run(delivery, context)
+    def _tell_switch(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Have the feed act if the attempt has opened the kill switch, or closed it."""
         switch = self.execution.switch
         if switch is None:
-            return outcome
+            return
         if self._is_open != (switch.state != "closed"):
             self._is_open = not self._is_open
             self._traffic.switched.set()
@@ -177,4 +173,3 @@ class Lane:
                 log.warning("kill switch closed, the queue goes on", queue=delivery.queue)
         elif isinstance(outcome, Paused):
             self._traffic.switched.set()
-        return outcome

@@ -10,14 +10,18 @@ from __future__ import annotations
 import struct
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from aiormq import spec
-from pamqp import encode
+from pamqp import decode, encode
 from pamqp.header import ContentHeader
 
 from evworker.broker.envelope import CONTENT_TYPE
 
-_CONTENT_TYPE, _CONTENT_ENCODING = 1 << 15, 1 << 14
+if TYPE_CHECKING:
+    from pamqp.common import FieldTable
+
+_CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
 
 _CLASS_BASIC = 60
 _FLAGS_AT, _PROPERTIES_AT = 12, 14
@@ -28,6 +32,8 @@ _flags = struct.Struct(">H").unpack_from
 _STRUCTURED = bytes((len(CONTENT_TYPE),)) + CONTENT_TYPE.encode()
 _STRUCTURED_END = _PROPERTIES_AT + len(_STRUCTURED)
 _EMPTY_TABLE = bytes(4)
+
+_UNREADABLE = (ValueError, LookupError, RecursionError, struct.error)
 
 _LENGTHS = tuple(length.to_bytes(1) for length in range(256))
 
@@ -41,12 +47,24 @@ def says_structured(header: bytes) -> bool:
     )
 
 
+def decode_headers(header: bytes) -> FieldTable:
+    """The table of headers alone; empty without one, or if it can't be read."""
+    at, flags = _PROPERTIES_AT, _flags(header, _FLAGS_AT)[0]
+    try:
+        for flag in (_CONTENT_TYPE, _CONTENT_ENCODING):
+            if flags & flag:
+                at += 1 + header[at]
+        return decode.field_table(header[at:])[1] if flags & _HEADERS else {}
+    except _UNREADABLE:
+        return {}
+
+
 def decode_properties(header: bytes) -> tuple[spec.Basic.Properties, str | None]:
     """The properties; if they can't be read none of them, and why."""
     try:
         content = ContentHeader()
         content.unmarshal(header)
-    except (ValueError, LookupError, RecursionError, struct.error) as error:
+    except _UNREADABLE as error:
         return spec.Basic.Properties(), f"{type(error).__name__}: {error}"
     return content.properties, None
 

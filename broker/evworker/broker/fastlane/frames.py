@@ -33,6 +33,8 @@ BASIC_NACK = 60 << 16 | 120
 
 _START = 7  # bytes of a frame before its payload
 _OVERHEAD = 8  # bytes of a frame that are not its payload
+_SHORTEST_METHOD = _OVERHEAD + 4
+_SHORTEST_HEADER = _OVERHEAD + 14
 _KINDS = (METHOD, HEADER, BODY, HEARTBEAT)
 _ANY_SIZE = 1 << 32
 
@@ -97,6 +99,39 @@ class _Tapped:
         self.missing = -1
         """Bytes of the body that are still to come; -1 before the header."""
         self.is_over = False
+
+    def whole(self, data: bytes, start: int, end: int, channel: int, largest_body: int) -> int:
+        """Take a message that begins with this method; where it ends, or 0.
+
+        0 if not all of it is there, in one frame of each kind: then frame by frame, as below. Most
+        messages are, and this takes half the time.
+        """
+        if self.index or len(data) - end < _SHORTEST_HEADER or end - start < _SHORTEST_METHOD:
+            return 0
+        index = _method_index(data, start + _START)[0]
+        if index not in self.contents:
+            return 0
+        kind, header_channel, size = _frame_start(data, end)
+        body = end + size + _OVERHEAD
+        if kind != HEADER or header_channel != channel or len(data) - body < _OVERHEAD:
+            return 0
+        kind, body_channel, size = _frame_start(data, body)
+        last: int = body + size + _OVERHEAD
+        if (
+            kind != BODY
+            or body_channel != channel
+            or last > len(data)
+            or size != _body_size(data, end + _START + 4)[0]
+            or not 0 < size <= largest_body
+            or body - end < _SHORTEST_HEADER
+            or data[body - 1] != FRAME_END
+            or data[last - 1] != FRAME_END
+        ):
+            return 0
+        method = data[start + _START + 4 : end - 1]
+        header = data[end + _START : body - 1]
+        self.tap.content(index, method, header, data[body + _START : last - 1])
+        return last
 
     def frame(self, kind: int, payload: bytes) -> bool:
         """Take a frame; False if it is none of his."""
@@ -214,7 +249,7 @@ class FrameReader:
         if rest:
             self._hand_on(rest)
 
-    def _take_apart(self, data: bytes) -> None:
+    def _take_apart(self, data: bytes) -> None:  # noqa: C901 - the hottest of all loops
         offset = handed_on = 0  # what lies between the two is to be handed on
         self._missing = 1
         try:
@@ -233,7 +268,12 @@ class FrameReader:
                     if handed_on < offset:
                         self._hand_on(data[handed_on:offset])  # first, as it came first
                         handed_on = offset
-                    if tapped.frame(kind, data[offset + _START : end - 1]):
+                    if kind == METHOD and (
+                        last := tapped.whole(data, offset, end, channel, self._largest[BODY])
+                    ):
+                        self.has_taken = True
+                        handed_on = end = last
+                    elif tapped.frame(kind, data[offset + _START : end - 1]):
                         self.has_taken = True
                         handed_on = end
                     elif tapped.is_over:
