@@ -1,8 +1,10 @@
 """The relay on PostgreSQL, side by side with a bare publisher: the same events, interleaved rounds.
 
     python benchmarks/relay.py [--events 10000] [--pending 1000000] [--rounds 3] [--commits 300]
+        [--queue-type quorum|classic]
 
-`publisher` is `Publisher.publish` with its confirms awaited, by 200 tasks at once, and no database.
+`publisher` is `Publisher.publish` with its confirms awaited, by 200 tasks at once, and no database;
+`publish_many` is that.
 `relay` is one relay that empties an outbox of so many events. `relay, backlog` is the same relay
 while `--pending` events wait: it is stopped once it has sent `--events` of them. `by hand` is what
 one writes without a relay: on asyncpg, 500 rows at a time are selected FOR UPDATE SKIP LOCKED,
@@ -51,7 +53,7 @@ from tests.databases import own_database
 
 URL = os.environ.get("EVWORKER_TEST_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672/")
 AT_ONCE = 200
-SIDES = ("publisher", "relay", "relay, backlog", "by hand")
+SIDES = ("publisher", "publish_many", "relay", "relay, backlog", "by hand")
 BATCH = 500
 
 FILL = """
@@ -82,15 +84,15 @@ EVENT = OrderPlaced(
 
 
 @asynccontextmanager
-async def bench_exchange(url: str) -> AsyncIterator[str]:
-    """An exchange with one queue bound to it, of the kind that workers have."""
+async def bench_exchange(url: str, queue_type: str) -> AsyncIterator[str]:
+    """An exchange with one queue bound to it."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     async with await aio_pika.connect(url) as plain:
         channel = await plain.channel()
         async with Publisher(url, exchange=name):
             pass  # it declares the exchange
         queue = await channel.declare_queue(
-            name, durable=True, arguments={"x-queue-type": "quorum"}
+            name, durable=True, arguments={"x-queue-type": queue_type}
         )
         await queue.bind(name, "#")
         try:
@@ -113,8 +115,11 @@ class Watch:
         return {"messages": messages, "seconds": seconds, "cpu_s": cpu_s}
 
 
-async def measure_publisher(url: str, events: int) -> dict[str, Any]:
-    async with bench_exchange(url) as exchange, Publisher(url, exchange=exchange) as publisher:
+async def measure_publisher(url: str, queue_type: str, events: int) -> dict[str, Any]:
+    async with (
+        bench_exchange(url, queue_type) as exchange,
+        Publisher(url, exchange=exchange) as publisher,
+    ):
         numbers = iter(range(events))
 
         async def lane() -> None:
@@ -123,6 +128,16 @@ async def measure_publisher(url: str, events: int) -> dict[str, Any]:
 
         watch = Watch()
         await asyncio.gather(*(lane() for _ in range(AT_ONCE)))
+        return watch.result(events)
+
+
+async def measure_publish_many(url: str, queue_type: str, events: int) -> dict[str, Any]:
+    async with (
+        bench_exchange(url, queue_type) as exchange,
+        Publisher(url, exchange=exchange) as publisher,
+    ):
+        watch = Watch()
+        await publisher.publish_many([EVENT] * events)
         return watch.result(events)
 
 
@@ -137,10 +152,12 @@ async def fill(engine: AsyncEngine, pending: int) -> None:
         await connection.execute(text("CHECKPOINT"))
 
 
-async def measure_relay(url: str, database: str, events: int, pending: int) -> dict[str, Any]:
+async def measure_relay(
+    url: str, queue_type: str, database: str, events: int, pending: int
+) -> dict[str, Any]:
     engine = open_engine(database)
     await fill(engine, pending)
-    async with bench_exchange(url) as exchange:
+    async with bench_exchange(url, queue_type) as exchange:
         relay = Relay(engine, url, exchange=exchange)
         async with relay:
             watch = Watch()
@@ -154,11 +171,11 @@ async def measure_relay(url: str, database: str, events: int, pending: int) -> d
     return result
 
 
-async def measure_by_hand(url: str, database: str, events: int) -> dict[str, Any]:
+async def measure_by_hand(url: str, queue_type: str, database: str, events: int) -> dict[str, Any]:
     engine = open_engine(database)
     await fill(engine, events)
     await engine.dispose()
-    async with bench_exchange(url) as name, await aio_pika.connect(url) as plain:
+    async with bench_exchange(url, queue_type) as name, await aio_pika.connect(url) as plain:
         rows = await asyncpg.connect(database)
         exchange = await (await plain.channel()).get_exchange(name)
         watch = Watch()
@@ -186,7 +203,9 @@ async def publish_batch(rows: asyncpg.Connection, exchange: aio_pika.abc.Abstrac
     return len(batch)
 
 
-async def measure_latency(url: str, database: str, commits: int) -> dict[str, list[float]]:
+async def measure_latency(
+    url: str, queue_type: str, database: str, commits: int
+) -> dict[str, list[float]]:
     """Milliseconds from before each commit, to the publish and to the confirm."""
     engine = open_engine(database)
     await make_tables(engine)
@@ -194,7 +213,10 @@ async def measure_latency(url: str, database: str, commits: int) -> dict[str, li
     begun: dict[str, float] = {}
     published: list[float] = []
     confirmed: list[float] = []
-    async with bench_exchange(url) as exchange, Connection(url, name="bench") as connection:
+    async with (
+        bench_exchange(url, queue_type) as exchange,
+        Connection(url, name="bench") as connection,
+    ):
         relay = Relay(database, connection, exchange=exchange)
         send = relay._publisher.send  # noqa: SLF001 - where the relay ends and the broker begins
 
@@ -226,23 +248,26 @@ async def measure_latency(url: str, database: str, commits: int) -> dict[str, li
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    url, events = arguments.url, arguments.events
+    url, kind, events = arguments.url, arguments.queue_type, arguments.events
     if (measuring := asyncio.current_task()) is not None:
         # By way of what removes its queue and its database.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     if arguments.side == "publisher":
-        return await measure_publisher(url, events)
+        return await measure_publisher(url, kind, events)
+    if arguments.side == "publish_many":
+        return await measure_publish_many(url, kind, events)
     with own_database("postgresql", Path(), prefix="bench") as database:
         if arguments.side == "latency":
-            return await measure_latency(url, database, arguments.commits)
+            return await measure_latency(url, kind, database, arguments.commits)
         if arguments.side == "by hand":
-            return await measure_by_hand(url, database, events)
+            return await measure_by_hand(url, kind, database, events)
         pending = arguments.pending if arguments.side == "relay, backlog" else events
-        return await measure_relay(url, database, events, pending)
+        return await measure_relay(url, kind, database, events, pending)
 
 
 def measured_apart(side: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--side", side, "--url", arguments.url]
+    command += ["--queue-type", arguments.queue_type]
     for option in ("events", "pending", "commits"):
         command += [f"--{option}", str(getattr(arguments, option))]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -257,6 +282,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--commits", type=int, default=300)
     parser.add_argument("--url", default=URL.replace(",", " ").split()[0])
+    parser.add_argument("--queue-type", choices=("quorum", "classic"), default="quorum")
     parser.add_argument("--side", choices=(*SIDES, "latency"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -274,7 +300,10 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for side, results in rounds.items():
             results.append(measured_apart(side, arguments))
-    print(f"{arguments.events:,} events, {arguments.rounds} rounds, PostgreSQL")
+    print(
+        f"{arguments.events:,} events, {arguments.rounds} rounds, "
+        f"PostgreSQL, {arguments.queue_type} queue"
+    )
     rates = {
         side: [result["messages"] / result["seconds"] for result in results]
         for side, results in rounds.items()
@@ -284,6 +313,7 @@ def main() -> None:
         print(f"{side:16} {statistics.median(numbers):8,.0f} events/s {spread}")
     for name, ours, beside in (
         ("relay / publisher", "relay", "publisher"),
+        ("relay / publish_many", "relay", "publish_many"),
         (f"{arguments.pending:,} pending / {arguments.events:,}", "relay, backlog", "relay"),
     ):
         ratios = [a / b for a, b in zip(rates[ours], rates[beside], strict=True)]

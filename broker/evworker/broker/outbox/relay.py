@@ -97,7 +97,7 @@ class Relay:
         *,
         exchange: str = DEFAULT_EXCHANGE,
         name: str | None = None,
-        batch: int = 500,
+        batch: int = 1_000,
         lease: Duration = "60s",
         keep: Duration | None = None,
         dead_after_attempts: int = 10,

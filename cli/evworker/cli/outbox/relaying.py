@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
-    default=500,
+    default=1_000,
     show_default=True,
     help="How many rows it claims at once.",
 )
