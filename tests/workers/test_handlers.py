@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -91,6 +92,46 @@ async def test_a_handler_that_cancels_its_own_task_costs_no_more_than_its_attemp
         await eventually(lambda: worker.counts.dead_lettered == {"failed": 1})
         await stage.publish(OrderPlaced(order_id="good"))
         await eventually(lambda: worker.counts.handled == 2)
+
+
+@pytest.mark.parametrize("when", ["at-once", "a-turn-later"])
+async def test_a_handler_that_cancels_its_own_task_and_fails_is_settled(
+    stage: Stage, when: str
+) -> None:
+    async def charge(event: OrderPlaced, ctx: Context) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if when == "at-once":
+            task.cancel()
+        else:
+            asyncio.get_running_loop().call_soon(task.cancel)  # while it is put aside
+        raise OutOfLuckError
+
+    plugin = stage.plugin(charge, OrderPlaced, concurrency=1)
+    async with stage.working(plugin) as worker:
+        for number in range(5):
+            await stage.publish(OrderPlaced(order_id=str(number)))
+        await eventually(lambda: worker.counts.dead_lettered == {"failed": 5})
+
+
+async def test_others_come_to_their_turn_between_handlers_that_do_not_suspend(
+    stage: Stage,
+) -> None:
+    turns: list[int] = []
+    seen: list[int] = []
+
+    async def charge(event: OrderPlaced, ctx: Context) -> None:
+        seen.append(len(turns))
+        asyncio.get_running_loop().call_soon(turns.append, len(seen))
+        time.sleep(0.02)  # noqa: ASYNC251 - as a handler that computes
+
+    plugin = stage.plugin(charge, OrderPlaced, concurrency=1, prefetch=20)
+    await stage.declare(plugin)
+    for number in range(20):
+        await stage.publish(OrderPlaced(order_id=str(number)))
+    async with stage.working(plugin) as worker:
+        await eventually(lambda: worker.counts.handled == 20)
+    assert seen == list(range(20))
 
 
 async def test_a_handler_that_takes_too_long_is_cancelled_and_tried_again(stage: Stage) -> None:

@@ -117,3 +117,14 @@ def test_no_item_is_lost_or_left_while_a_task_sleeps(steps: list[str], size: int
         await crew.end()
 
     asyncio.run(run())
+
+
+async def test_a_sleeper_that_is_cancelled_in_the_turn_of_a_put_is_only_cancelled() -> None:
+    crew = Crew(2)
+    await turns()
+    for task in crew.tasks:
+        task.cancel()
+    crew.line.put(1)
+    ended = await asyncio.gather(*crew.tasks, return_exceptions=True)
+    assert [type(end) for end in ended] == [asyncio.CancelledError] * 2
+    assert crew.line.take_nowait() == 1

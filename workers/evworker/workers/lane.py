@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from evworker.broker.cancellation import forgive_cancellation
+from evworker.broker.cancellation import forgive_cancellation, is_cancelled
 from evworker.workers.context import current_context
 from evworker.workers.outcome import HandedBack, Paused
 from evworker.workers.waiting import WaitingLine
@@ -32,6 +32,11 @@ log = structlog.get_logger("evworker.lane")
 _HANDED_BACK = HandedBack()
 
 _DEFECT_PAUSE_S = 5.0
+
+# Handlers that don't suspend would get through all that waits in one turn of the loop, and
+# meanwhile no ack would go out, no heartbeat, and no signal would be heard.
+_TURN_S = 0.01
+
 _QUIET_PATIENCE_S = 5.0
 
 
@@ -89,11 +94,14 @@ class Lane:
         self._traffic = traffic
         self._take = take
         self._solitude = solitude
+        self._turn_ends_at = 0.0
+        """When others are to come to their turn, by the loop's clock; all its tasks share it."""
         self._is_open = False
         """Whether its kill switch was, when that was told last."""
 
     async def work(self) -> None:
         """One task of the lane: attempt what waits, one after the other, until the feed closes."""
+        loop = asyncio.get_running_loop()
         while not self._traffic.closing:
             try:
                 delivery, envelope = await self.waiting.take()
@@ -102,6 +110,10 @@ class Lane:
                         await self.attempt(delivery, envelope)
                 finally:
                     self._traffic.end()
+                if (turn_ends_at := self._turn_ends_at) <= loop.time():
+                    await asyncio.sleep(0)
+                    if self._turn_ends_at == turn_ends_at:  # the first of them to go on
+                        self._turn_ends_at = loop.time() + _TURN_S
             except asyncio.CancelledError:
                 if self._traffic.closing:
                     raise
@@ -143,7 +155,7 @@ class Lane:
                 await self._traffic.fall_quiet()
             if uncounted is not None and isinstance(outcome, (Paused, HandedBack)):
                 outcome = uncounted
-            await self.settle(delivery, outcome, envelope)
+            await self._end(delivery, outcome, envelope)
         except Exception:
             # Nothing a message does may cost the lane its task; the pause keeps it from spinning.
             log.exception("a defect in evworker: please report it", queue=delivery.queue)
@@ -152,6 +164,20 @@ class Lane:
             await self.settle(delivery, _HANDED_BACK, envelope)
         finally:
             current_context.reset(token)
+
+    async def _end(self, delivery: Delivery, outcome: Outcome, envelope: Envelope) -> None:
+        """Settle what was attempted, though its handler has cancelled the task that it ran in."""
+        while True:
+            try:
+                if is_cancelled() and not self._traffic.closing:
+                    await asyncio.sleep(0)  # it comes now, and not in the middle of a publish
+                    forgive_cancellation()
+                await self.settle(delivery, outcome, envelope)
+                return
+            except asyncio.CancelledError:
+                if self._traffic.closing:
+                    raise
+                forgive_cancellation()
 
     async def settle(self, delivery: Delivery, outcome: Outcome, envelope: Envelope | None) -> None:
         """End the delivery; returns as `Settlement.settle` does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -48,7 +49,8 @@ class WaitingLine(Generic[T]):
                 await sleeper
             except BaseException:
                 if sleeper.cancelled():
-                    self._sleepers.remove(sleeper)
+                    with suppress(ValueError):  # who woke others has passed it over
+                        self._sleepers.remove(sleeper)
                 else:  # somebody else must look in its place
                     self._woken()
                 raise
