@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from evworker.workers import Context, Discard, KillSwitch, Plugin, Retry, fixed
 from evworker.workers.killswitch import DEFAULT_KILL_SWITCH
 from evworker.workers.retry import DEFAULT_RETRY
 from tests.waiting import eventually
+from tests.wire import Wire
 from tests.workers.stage import OrderPlaced, OutOfLuckError, Stage
 
 EVENTS = 500
@@ -30,6 +32,12 @@ POLICIES: dict[str, Any] = (
 )
 OPENED = DEFAULT_KILL_SWITCH.failures
 """After so many attempts since its start a worker's switch has opened."""
+
+
+@pytest.fixture
+async def wire(broker_url: str) -> AsyncIterator[Wire]:
+    async with Wire(broker_url).listening() as wire:
+        yield wire
 
 
 class Refund(Event, topic="payments.refunded"):
@@ -296,3 +304,40 @@ async def test_a_mute_error_pauses_all_the_same(stage: Stage) -> None:
     worker = await stage.work(plugin)
     assert worker.counts.handled == 1
     assert not [line for line in logs if "defect" in line["event"]]
+
+
+async def test_a_stop_while_the_queue_is_being_paused_loses_no_ack(
+    stage: Stage, wire: Wire
+) -> None:
+    may_end = asyncio.Event()
+    long_began = asyncio.Event()
+
+    async def charge(event: OrderPlaced, ctx: Context) -> None:
+        if event.order_id == "long":
+            long_began.set()
+            await may_end.wait()
+            return
+        await long_began.wait()
+        wire.stall()  # the subscription's end gets no answer until later
+        raise ConnectionError
+
+    switch = KillSwitch(ConnectionError, failures=1, pause="60s")
+    plugin = stage.plugin(charge, OrderPlaced, kill_switch=switch, concurrency=2)
+    with capture_logs() as logged:
+        async with stage.working(plugin, url=wire.url) as worker:
+            await stage.publish(OrderPlaced(order_id="long"))
+            await stage.publish(OrderPlaced(order_id="down"))
+            await eventually(lambda: any("kill switch open" in line["event"] for line in logged))
+            await turns()
+            worker.stop()
+            await turns()
+            wire.flow()
+            may_end.set()
+    assert worker.counts.handled == 1
+    assert await stage.waiting_in(stage.queue("charge")) == 1
+
+
+async def turns() -> None:
+    """Let everything run that can."""
+    for _ in range(20):
+        await asyncio.sleep(0)

@@ -142,8 +142,11 @@ class Intake:
     async def stop(self) -> None:
         """Ask for no more deliveries: none come after this; those that came can be settled."""
         # Never with nowait: aiormq would drop the deliveries that are on their way, unsettled.
+        # Shielded: it would close the channel if cancelled, and the acks of what runs were void.
+        ending = asyncio.create_task(self._channel.basic_cancel(self._tag, timeout=RPC_TIMEOUT_S))
+        ending.add_done_callback(_seen)
         with suppress(BrokerError), broker_errors("stop consuming"):
-            await self._channel.basic_cancel(self._tag, timeout=RPC_TIMEOUT_S)
+            await asyncio.shield(ending)
 
     async def close(self) -> None:
         """Close the channel, after the settlements on it; the unsettled go back to the queue."""
@@ -155,6 +158,11 @@ class Intake:
 
     def _on_cancel(self, _frame: spec.Basic.Cancel) -> None:
         self._cancelled.set()  # ours: no other consumer is on this channel
+
+
+def _seen(ending: asyncio.Task[spec.Basic.CancelOk]) -> None:
+    if not ending.cancelled():
+        ending.exception()  # so that asyncio does not complain where nobody awaits it any more
 
 
 _GONE = (aiormq.exceptions.ChannelInvalidStateError, aiormq.exceptions.AMQPError, OSError)
