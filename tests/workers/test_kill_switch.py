@@ -337,6 +337,26 @@ async def test_a_stop_while_the_queue_is_being_paused_loses_no_ack(
     assert await stage.waiting_in(stage.queue("charge")) == 1
 
 
+async def test_a_handler_that_cancels_its_own_task_is_put_aside_as_others_are(stage: Stage) -> None:
+    attempts = 0
+
+    async def charge(event: OrderPlaced, ctx: Context) -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= 3:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            raise ConnectionError
+
+    switch = KillSwitch(ConnectionError, failures=1, pause="50ms")
+    plugin = stage.plugin(charge, OrderPlaced, kill_switch=switch, concurrency=1)
+    async with stage.working(plugin) as worker:
+        for number in range(3):
+            await stage.publish(OrderPlaced(order_id=str(number)))
+        await eventually(lambda: worker.counts.handled == 3)
+
+
 async def turns() -> None:
     """Let everything run that can."""
     for _ in range(20):

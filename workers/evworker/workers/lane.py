@@ -151,11 +151,9 @@ class Lane:
                 finally:
                     self._solitude.end_among_others()
             self._tell_switch(delivery, outcome)
-            if isinstance(outcome, Paused) and not alone:
-                await self._traffic.fall_quiet()
             if uncounted is not None and isinstance(outcome, (Paused, HandedBack)):
                 outcome = uncounted
-            await self._end(delivery, outcome, envelope)
+            await self._end(delivery, outcome, envelope, alone=alone)
         except Exception:
             # Nothing a message does may cost the lane its task; the pause keeps it from spinning.
             log.exception("a defect in evworker: please report it", queue=delivery.queue)
@@ -165,13 +163,17 @@ class Lane:
         finally:
             current_context.reset(token)
 
-    async def _end(self, delivery: Delivery, outcome: Outcome, envelope: Envelope) -> None:
+    async def _end(
+        self, delivery: Delivery, outcome: Outcome, envelope: Envelope, *, alone: bool
+    ) -> None:
         """Settle what was attempted, though its handler has cancelled the task that it ran in."""
         while True:
             try:
                 if is_cancelled() and not self._traffic.closing:
                     await asyncio.sleep(0)  # it comes now, and not in the middle of a publish
                     forgive_cancellation()
+                if isinstance(outcome, Paused) and not alone:
+                    await self._traffic.fall_quiet()
                 await self.settle(delivery, outcome, envelope)
                 return
             except asyncio.CancelledError:
