@@ -23,8 +23,9 @@ an error that is shared by hundreds must not be raised in each of them."""
 Route = tuple[str, str, bool]
 """Exchange, routing key, and whether what nothing takes comes back: `mandatory`."""
 
-# Of one that is on its way: its confirm, its deadline, its route, its id and its body.
-_Sent = tuple[Confirm, float, Route, str | None, bytes]
+# Of one that is on its way: its confirm, its deadline, its route, its id and its body. Of one that
+# nobody awaits any more the body's hash: it may be long until the broker answers.
+_Sent = tuple[Confirm, float, Route, str | None, bytes | int]
 
 
 class RefusedError(Exception):
@@ -80,7 +81,7 @@ class Confirms:
         route = (exchange, routing_key, True)
         for tag, (confirm, _, its_route, its_id, its_body) in self._sent.items():
             if (
-                its_body == body
+                its_body == (body if isinstance(its_body, bytes) else hash(body))
                 and its_id == message_id
                 and its_route == route
                 and tag not in self._returned
@@ -92,14 +93,17 @@ class Confirms:
 
     def expire(self, now: float, failure: BaseException) -> float:
         """Answer those whose deadline is over; returns the next deadline, infinity without one."""
-        earliest = inf
-        for confirm, deadline, _, _, _ in self._sent.values():
-            if confirm.done():
-                continue
-            if deadline <= now:
-                confirm.set_result(failure)
+        earliest, over = inf, []
+        for tag, (confirm, deadline, _, _, body) in self._sent.items():
+            if deadline <= now or confirm.done():
+                _answer(confirm, failure)
+                if isinstance(body, bytes):
+                    over.append(tag)
             elif deadline < earliest:
                 earliest = deadline
+        for tag in over:
+            confirm, deadline, route, message_id, body = self._sent[tag]
+            self._sent[tag] = confirm, deadline, route, message_id, hash(body)
         return earliest
 
     def end(self, failure: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator
 from math import inf
 
@@ -151,6 +152,17 @@ def test_the_return_of_one_that_nobody_awaits_is_not_taken_for_its_successors(
     assert not again.done()
     book.answer(2, None, several=False)
     assert again.result() is None
+
+
+def test_the_body_of_one_that_nobody_awaits_is_not_kept(loop: asyncio.AbstractEventLoop) -> None:
+    book = Confirms()
+    body = bytes(1_000)
+    kept_by_us = sys.getrefcount(body)
+    book.add(loop.create_future(), 1.0, ("events", "key", True), "id", body)
+    book.expire(2.0, LATE)
+    assert sys.getrefcount(body) == kept_by_us
+    assert not book.give_back("events", "key", "id", bytes(1_001), RETURNED)
+    assert book.give_back("events", "key", "id", bytes(1_000), RETURNED)
 
 
 def test_a_tag_that_was_never_sent_means_no_more_than_all(loop: asyncio.AbstractEventLoop) -> None:
