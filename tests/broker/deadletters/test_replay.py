@@ -26,6 +26,7 @@ from evworker.broker import (
     read_dead_letters,
     replay_dead_letters,
 )
+from evworker.broker.deadletters.putting import MOST_AT_ONCE
 from evworker.broker.deadletters.taking import taking
 from evworker.broker.failure import FAILURE_HEADERS
 from tests.broker.conftest import Take
@@ -328,7 +329,8 @@ async def test_a_lost_connection_loses_nothing_and_it_can_be_run_again(
     assert await count_messages(connection, letters) == 0
     there = await ids_in(connection, queue)
     assert set(there) == set(numbered(*range(2_000)))
-    assert len(there) - 2_000 <= 300
+    # Those whose confirms had not come, and those whose removal was cut off on its way.
+    assert len(there) - 2_000 <= 2 * MOST_AT_ONCE
 
 
 async def test_one_that_is_cancelled_leaves_nothing_in_both_places(
