@@ -13,9 +13,9 @@ from typing import Any
 _ASK_AGAIN_S = 0.5
 
 
-def is_cancelled() -> bool:
-    """Whether someone has asked the current task to stop."""
-    task = asyncio.current_task()
+def is_cancelled(loop: asyncio.AbstractEventLoop | None = None) -> bool:
+    """Whether someone has asked the current task to stop; `loop` saves looking for it."""
+    task = asyncio.current_task(loop)
     return task is not None and task.cancelling() > 0
 
 

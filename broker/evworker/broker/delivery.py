@@ -31,6 +31,9 @@ class SettlingChannel(Protocol):
     def is_live(self) -> bool:
         """Whether anything can still be settled there."""
 
+    def ack_at_once(self, tag: int) -> bool:
+        """As `ack`; also False where that needs waiting."""
+
     async def ack(self, tag: int) -> bool:
         """The message is done with."""
 
@@ -168,6 +171,10 @@ class Delivery:
         if self._unreadable:
             raise UndecodableError(f"its properties can't be read: {self._unreadable}")
         return Envelope.read(self.body, properties, self.origin_routing_key)
+
+    def ack_at_once(self) -> bool:
+        """As `ack`, but False also where that needs waiting: then nothing has been done."""
+        return self._channel.ack_at_once(self._tag)
 
     def ack(self) -> Coroutine[Any, Any, bool]:
         """Tell the broker that the message is done with; False when its channel is gone."""

@@ -43,6 +43,9 @@ class _LibraryChannel:
     def is_live(self) -> bool:
         return not self._channel.is_closed
 
+    def ack_at_once(self, tag: int) -> bool:  # noqa: ARG002 - the protocol's
+        return False
+
     async def ack(self, tag: int) -> bool:
         return await self._settle(self._channel.basic_ack(tag, wait=False))
 

@@ -12,9 +12,9 @@ import os
 import signal
 from typing import Any
 
-from evworker.broker.delivery import Delivery
 from evworker.workers import Context, Middleware, Next, Plugin, Worker
 from evworker.workers.inbox import Inbox
+from evworker.workers.lane import Lane
 from evworker.workers.transaction import Transaction
 from tests.workers.stage import OrderPlaced, PaymentProcessed
 from tests.workers.transactions.shop import charge
@@ -101,7 +101,7 @@ async def main() -> None:
         case "committed":
             kill_after(Transaction, "commit")
         case "acked":
-            kill_after(Delivery, "ack")
+            kill_after(Lane, "attempt")
     worker = Worker(
         [make_plugin({options.step: options.queue}, options.step)],
         options.url,

@@ -23,6 +23,7 @@ from evworker.broker import (
 from evworker.broker.cancellation import forgive_cancellation
 from evworker.broker.failure import message_of
 from evworker.workers.context import Context
+from evworker.workers.deadlines import Deadlines
 from evworker.workers.first_step import first_step
 from evworker.workers.killswitch import SwitchState
 from evworker.workers.outcome import (
@@ -38,6 +39,8 @@ from evworker.workers.outcome import (
 from evworker.workers.retry import HandlerTimeoutError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from evworker.broker import Event, Publisher
     from evworker.broker.delivery import Delivery
     from evworker.broker.failure import Reason
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 _SUCCEEDED = Succeeded()
 _HANDED_BACK = HandedBack()
 _DUPLICATE = Duplicate()
+
+_NOT_JUDGED = (KeyboardInterrupt, GeneratorExit)
 
 
 class UnwantedError(EventError):
@@ -85,6 +90,7 @@ class Execution:
         self._inbox = inbox if consumer.transactional else None
         self._stop_asked = stop_asked
         self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines(consumer.timeout_s, self._loop)
         self._threads: ThreadPoolExecutor | None = None
         if consumer.is_async:
             handler: Next = consumer.handler  # type: ignore[assignment]  # is_async has told
@@ -97,6 +103,7 @@ class Execution:
 
     def close(self) -> None:
         """Let go of the threads; those that still run can't be stopped and are not waited for."""
+        self._deadlines.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -111,8 +118,11 @@ class Execution:
             loop=self._loop,
         )
 
-    async def run(self, delivery: Delivery, context: Context) -> Outcome:
-        """One attempt. Never raises: whatever happens is in the outcome."""
+    def begin(self, delivery: Delivery, context: Context) -> Outcome | Awaitable[Outcome]:
+        """One attempt: its outcome or, if its handler has suspended, what to await for that.
+
+        Neither raises: whatever happens is in the outcome.
+        """
         try:
             event = self.consumer.decode(context.envelope)
         except KeyboardInterrupt:
@@ -120,15 +130,46 @@ class Execution:
         except BaseException as error:  # noqa: BLE001 - a type's __post_init__ can do anything
             reason: Reason = "undecodable" if isinstance(error, UndecodableError) else "invalid"
             return DeadLettered(failure_of(delivery, reason, error, consumer=self.consumer.name))
-        if self._inbox is None:
-            return await self._attempt(event, delivery, context, None)
-        begun = await self._begin(self._inbox, delivery, context)
-        if isinstance(begun, Outcome):
-            return begun
+        if self._inbox is not None:
+            return self._in_transaction(self._inbox, event, delivery, context)
+        started_at = self._loop.time()
         try:
-            return await self._attempt(event, delivery, context, begun)
+            suspended = first_step(self._call(event, context))
+        except _NOT_JUDGED:
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit too: no handler stops the worker
+            return self._ended_by(error, delivery)
+        if suspended is not None:
+            return self._rest(suspended, started_at, delivery)
+        return self._succeeded()
+
+    async def _rest(
+        self, suspended: Awaitable[None], started_at: float, delivery: Delivery
+    ) -> Outcome:
+        try:
+            await self._in_time(suspended, started_at)
+        except _NOT_JUDGED:
+            raise
+        except BaseException as error:  # noqa: BLE001 - as above
+            return self._ended_by(error, delivery)
+        return self._succeeded()
+
+    async def _in_transaction(
+        self, inbox: Inbox, event: Event | AnyEvent, delivery: Delivery, context: Context
+    ) -> Outcome:
+        transaction = await self._begin(inbox, delivery, context)
+        if isinstance(transaction, Outcome):
+            return transaction
+        try:
+            await self._in_time(self._call(event, context), self._loop.time())
+            await transaction.commit()
+        except _NOT_JUDGED:
+            raise
+        except BaseException as error:  # noqa: BLE001 - as above
+            return self._ended_by(transaction.told(error), delivery)
         finally:
-            await begun.roll_back()
+            await transaction.roll_back()
+        return self._succeeded()
 
     async def _begin(
         self, inbox: Inbox, delivery: Delivery, context: Context
@@ -153,42 +194,18 @@ class Execution:
         context.transaction = transaction
         return transaction
 
-    async def _attempt(
-        self,
-        event: Event | AnyEvent,
-        delivery: Delivery,
-        context: Context,
-        transaction: Transaction | None,
-    ) -> Outcome:
-        timer: asyncio.Timeout | None = None
+    async def _in_time(self, call: Awaitable[None], started_at: float) -> None:
+        """Raises HandlerTimeoutError for what takes longer than it may."""
+        timeout = self._deadlines.begin(started_at)
         try:
-            call = self._call(event, context)
-            started_at = self._loop.time()
-            suspended = first_step(call)
-            if suspended is not None:
-                # Most handlers of a fast queue don't suspend, and then no timer is needed.
-                timer = self._timer(started_at)
-                async with timer:
-                    await suspended
-            if transaction is not None:
-                await transaction.commit()
-        except asyncio.CancelledError as error:
-            if not self.stopped:
-                forgive_cancellation()  # the handler's own doing
-            return self._judged(delivery, error)
+            async with timeout:
+                await call
         except TimeoutError as error:
-            return self._judged(delivery, self._late(error) if timer and timer.expired() else error)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit too: no handler stops the worker
-            return self._judged(delivery, transaction.told(error) if transaction else error)
-        if self.switch is not None:
-            self.switch.succeeded(clock.monotonic())
-        return _SUCCEEDED
-
-    def _timer(self, started_at: float) -> asyncio.Timeout:
-        timeout_s = self.consumer.timeout_s
-        return asyncio.timeout_at(None if timeout_s is None else started_at + timeout_s)
+            if not timeout.expired():
+                raise
+            raise self._late() from error.__cause__
+        finally:
+            self._deadlines.end(timeout)
 
     async def _call_in_thread(self, event: Event | AnyEvent, context: Context) -> None:
         call = partial(_outcome_of, self.consumer.handler, event, context)
@@ -203,14 +220,21 @@ class Execution:
     def _thread_ended(self, _thread: asyncio.Future[BaseException | None]) -> None:
         self.running_threads -= 1
 
-    def _late(self, error: TimeoutError) -> HandlerTimeoutError:
+    def _late(self) -> HandlerTimeoutError:
         timeout = format_duration(self.consumer.timeout_s or 0)
-        late = HandlerTimeoutError(
+        return HandlerTimeoutError(
             f"{self.consumer.name} took longer than its timeout of {timeout}"
         )
-        return late.with_traceback(error.__traceback__)
 
-    def _judged(self, delivery: Delivery, error: BaseException) -> Outcome:
+    def _succeeded(self) -> Outcome:
+        if self.switch is not None:
+            self.switch.succeeded(clock.monotonic())
+        return _SUCCEEDED
+
+    def _ended_by(self, error: BaseException, delivery: Delivery) -> Outcome:
+        """What comes of an attempt that has raised."""
+        if isinstance(error, asyncio.CancelledError) and not self.stopped:
+            forgive_cancellation()  # the handler's own doing
         if self.stopped:
             return _HANDED_BACK  # whatever error a library has made of the cancellation
         earlier = Failure.from_headers(delivery.headers)

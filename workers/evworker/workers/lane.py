@@ -14,7 +14,7 @@ import structlog
 
 from evworker.broker.cancellation import forgive_cancellation, is_cancelled
 from evworker.workers.context import current_context
-from evworker.workers.outcome import HandedBack, Paused
+from evworker.workers.outcome import HandedBack, Outcome, Paused
 from evworker.workers.waiting import WaitingLine
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from evworker.broker import Envelope
     from evworker.broker.delivery import Delivery
     from evworker.workers.execution import Execution
-    from evworker.workers.outcome import Outcome
+    from evworker.workers.killswitch import SwitchState
     from evworker.workers.settlement import Settlement
     from evworker.workers.solitude import Solitude
 
@@ -94,6 +94,7 @@ class Lane:
         self._traffic = traffic
         self._take = take
         self._solitude = solitude
+        self._loop = asyncio.get_running_loop()
         self._turn_ends_at = 0.0
         """When others are to come to their turn, by the loop's clock; all its tasks share it."""
         self._is_open = False
@@ -101,7 +102,6 @@ class Lane:
 
     async def work(self) -> None:
         """One task of the lane: attempt what waits, one after the other, until the feed closes."""
-        loop = asyncio.get_running_loop()
         while not self._traffic.closing:
             try:
                 delivery, envelope = await self.waiting.take()
@@ -110,10 +110,10 @@ class Lane:
                         await self.attempt(delivery, envelope)
                 finally:
                     self._traffic.end()
-                if (turn_ends_at := self._turn_ends_at) <= loop.time():
+                if (turn_ends_at := self._turn_ends_at) <= self._loop.time():
                     await asyncio.sleep(0)
                     if self._turn_ends_at == turn_ends_at:  # the first of them to go on
-                        self._turn_ends_at = loop.time() + _TURN_S
+                        self._turn_ends_at = self._loop.time() + _TURN_S
             except asyncio.CancelledError:
                 if self._traffic.closing:
                     raise
@@ -141,16 +141,19 @@ class Lane:
             return
         context = self.execution.context(delivery, envelope)
         token = current_context.set(context)
+        if not alone:
+            self._solitude.begin_among_others()
         try:
-            if alone:
-                outcome = await self.execution.run(delivery, context)
-            else:
-                self._solitude.begin_among_others()
-                try:
-                    outcome = await self.execution.run(delivery, context)
-                finally:
+            try:
+                begun = self.execution.begin(delivery, context)
+                outcome = begun if isinstance(begun, Outcome) else await begun
+            finally:
+                if not alone:
                     self._solitude.end_among_others()
-            self._tell_switch(delivery, outcome)
+            if self.execution.switch is not None:
+                self._tell_switch(self.execution.switch, delivery, outcome)
+            if not is_cancelled(self._loop) and self._settlement.settle_at_once(delivery, outcome):
+                return
             if uncounted is not None and isinstance(outcome, (Paused, HandedBack)):
                 outcome = uncounted
             await self._end(delivery, outcome, envelope, alone=alone)
@@ -186,11 +189,8 @@ class Lane:
         message_id = envelope.id if envelope else None
         await self._settlement.settle(delivery, outcome, message_id=message_id)
 
-    def _tell_switch(self, delivery: Delivery, outcome: Outcome) -> None:
+    def _tell_switch(self, switch: SwitchState, delivery: Delivery, outcome: Outcome) -> None:
         """Have the feed act if the attempt has opened the kill switch, or closed it."""
-        switch = self.execution.switch
-        if switch is None:
-            return
         if self._is_open != (switch.state != "closed"):
             self._is_open = not self._is_open
             self._traffic.switched.set()

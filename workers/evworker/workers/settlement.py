@@ -77,6 +77,15 @@ class Settlement:
         self._publisher = publisher
         self._connection = connection
         self._counts = counts
+        self._log = log.bind()  # once: the module's is bound for each line
+
+    def settle_at_once(self, delivery: Delivery, outcome: Outcome) -> bool:
+        """End the delivery as `settle` does, if that needs no waiting; whether it did."""
+        if isinstance(outcome, Succeeded) and delivery.ack_at_once():
+            self._counts.handled += 1
+            self._log.debug("handled")
+            return True
+        return False
 
     async def settle(  # noqa: C901, PLR0912 - a clause for each outcome
         self, delivery: Delivery, outcome: Outcome, *, message_id: str | None
@@ -89,7 +98,7 @@ class Settlement:
             case Succeeded():
                 if await delivery.ack():
                     self._counts.handled += 1
-                    log.debug("handled")
+                    self._log.debug("handled")
                 else:
                     log.warning("handled, but its channel is gone: it will be delivered again")
             case Duplicate():

@@ -74,10 +74,14 @@ class TappedDeliveries:
         """Nothing can be settled here any more."""
         self.is_live = False
 
-    async def ack(self, tag: int) -> bool:
+    def ack_at_once(self, tag: int) -> bool:
         """As SettlingChannel has it."""
         self._settling.ack(tag)
         return self._gather()
+
+    async def ack(self, tag: int) -> bool:
+        """As SettlingChannel has it."""
+        return self.ack_at_once(tag)
 
     async def hand_back(self, tag: int) -> bool:
         """As SettlingChannel has it."""
