@@ -20,14 +20,12 @@ class Attempts:
         self.deadlines = Deadlines(timeout_s, self.loop)
 
     async def run(self, work: asyncio.Future[None], *, began_s_ago: float = 0.0) -> str:
-        timeout = self.deadlines.begin(self.loop.time() - began_s_ago)
+        deadline = self.deadlines.of(self.loop.time() - began_s_ago)
         try:
-            async with timeout:
+            with deadline:
                 await work
         except TimeoutError:
-            return "late" if timeout.expired() else "raised by itself"
-        finally:
-            self.deadlines.end(timeout)
+            return "late" if deadline.has_expired else "raised by itself"
         return "done"
 
 

@@ -1,53 +1,95 @@
 """The deadlines of a consumer's attempts, with one timer for all of them.
 
-A timer in the event loop costs as much as handling a small message. But the attempts of a consumer
-all have the same time, so they are due in the order in which they began: one timer does, for the
-first of them.
+asyncio.timeout sets a timer for each, at the cost of handling a small message. But the attempts of
+a consumer all have the same time, so they are due in the order in which they began: one timer does,
+for the first of them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 
 class Deadlines:
     """Has those time out that take longer than `timeout_s` seconds; with None, none."""
 
     def __init__(self, timeout_s: float | None, loop: asyncio.AbstractEventLoop) -> None:
-        self._timeout_s = timeout_s
-        self._loop = loop
-        self._due_at: dict[asyncio.Timeout, float] = {}
-        """Of all that run, in this order."""
+        self.loop = loop
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._running: dict[Deadline, None] = {}
+        """In the order in which they are due."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, started_at: float) -> asyncio.Timeout:
-        """A timeout, to be entered at once, and `end`ed when it has been left.
-
-        None of those before it began later.
-        """
-        timeout = asyncio.timeout_at(None)
-        if self._timeout_s is not None:
-            due_at = self._due_at[timeout] = started_at + self._timeout_s
-            if self._timer is None:
-                self._timer = self._loop.call_at(due_at, self._expire)
-        return timeout
-
-    def end(self, timeout: asyncio.Timeout) -> None:
-        """It has been left."""
-        self._due_at.pop(timeout, None)
+    def of(self, started_at: float) -> Deadline:
+        """What is to be entered by who began at `started_at`, and none of those before it later."""
+        return Deadline(self, started_at + self._timeout_s)
 
     def close(self) -> None:
         """Have none time out any more."""
-        self._due_at.clear()
+        self._running.clear()
         if self._timer is not None:
             self._timer.cancel()
 
+    def begin(self, deadline: Deadline) -> None:
+        """It is to be kept from now on."""
+        if deadline.due_at < math.inf:
+            self._running[deadline] = None
+            if self._timer is None:
+                self._timer = self.loop.call_at(deadline.due_at, self._expire)
+
+    def end(self, deadline: Deadline) -> None:
+        """It need not be kept any more."""
+        self._running.pop(deadline, None)
+
     def _expire(self) -> None:
         self._timer = None
-        now = self._loop.time()
-        for timeout, due_at in self._due_at.items():
-            if due_at > now:  # as a rule, since the one that the timer was for has long been left
-                self._timer = self._loop.call_at(due_at, self._expire)
+        now = self.loop.time()
+        while self._running:
+            deadline = next(iter(self._running))
+            if deadline.due_at > now:  # as a rule: the one that the timer was for has long ended
+                self._timer = self.loop.call_at(deadline.due_at, self._expire)
                 return
-            if timeout.when() is None:
-                timeout.reschedule(due_at)
+            del self._running[deadline]
+            deadline.expire()
+
+
+class Deadline:
+    """One attempt's: a context manager that cancels its task and tells that by a TimeoutError.
+
+    A cancellation by somebody else stays one, as with asyncio.timeout.
+    """
+
+    __slots__ = ("_cancelling", "_deadlines", "_task", "due_at", "has_expired")
+
+    def __init__(self, deadlines: Deadlines, due_at: float) -> None:
+        self.due_at = due_at
+        self.has_expired = False
+        self._deadlines = deadlines
+
+    def expire(self) -> None:
+        """The time is over."""
+        self.has_expired = True
+        self._task.cancel()
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task(self._deadlines.loop)
+        self._task = cast("asyncio.Task[Any]", task)  # attempts run in tasks
+        self._cancelling = self._task.cancelling()
+        self._deadlines.begin(self)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._deadlines.end(self)
+        if not self.has_expired or self._task.uncancel() > self._cancelling:
+            return  # in time, or cancelled by somebody else as well
+        if isinstance(error, asyncio.CancelledError):
+            raise TimeoutError from error

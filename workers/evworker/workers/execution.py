@@ -196,16 +196,14 @@ class Execution:
 
     async def _in_time(self, call: Awaitable[None], started_at: float) -> None:
         """Raises HandlerTimeoutError for what takes longer than it may."""
-        timeout = self._deadlines.begin(started_at)
+        deadline = self._deadlines.of(started_at)
         try:
-            async with timeout:
+            with deadline:
                 await call
         except TimeoutError as error:
-            if not timeout.expired():
+            if not deadline.has_expired:
                 raise
             raise self._late() from error.__cause__
-        finally:
-            self._deadlines.end(timeout)
 
     async def _call_in_thread(self, event: Event | AnyEvent, context: Context) -> None:
         call = partial(_outcome_of, self.consumer.handler, event, context)

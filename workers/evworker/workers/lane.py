@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,7 +19,7 @@ from evworker.workers.outcome import HandedBack, Outcome, Paused
 from evworker.workers.waiting import WaitingLine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from evworker.broker import Envelope
     from evworker.broker.delivery import Delivery
@@ -133,11 +134,11 @@ class Lane:
         ends without an attempt, or after one that does not count, if not handed back.
         """
         if not alone and self._solitude.is_wanted:
-            await self._solitude.nobody_alone()
+            await self._undisturbed(self._solitude.nobody_alone)
         if self._traffic.stop_asked.is_set() or not self._take():
             if not alone:
-                await self._traffic.fall_quiet()
-            await self.settle(delivery, uncounted or _HANDED_BACK, envelope)
+                await self._undisturbed(self._traffic.fall_quiet)
+            await self._end(delivery, uncounted or _HANDED_BACK, envelope, alone=alone)
             return
         context = self.execution.context(delivery, envelope)
         token = current_context.set(context)
@@ -162,22 +163,25 @@ class Lane:
             log.exception("a defect in evworker: please report it", queue=delivery.queue)
             await asyncio.sleep(_DEFECT_PAUSE_S)
             # Handed back even in quarantine, which counts it: so that it does not go on for ever.
-            await self.settle(delivery, _HANDED_BACK, envelope)
+            await self._end(delivery, _HANDED_BACK, envelope, alone=alone)
         finally:
             current_context.reset(token)
 
     async def _end(
         self, delivery: Delivery, outcome: Outcome, envelope: Envelope, *, alone: bool
     ) -> None:
-        """Settle what was attempted, though its handler has cancelled the task that it ran in."""
+        if isinstance(outcome, Paused) and not alone:
+            await self._undisturbed(self._traffic.fall_quiet)
+        await self._undisturbed(partial(self.settle, delivery, outcome, envelope))
+
+    async def _undisturbed(self, do: Callable[[], Awaitable[None]]) -> None:
+        """Do it, if need be again, though a handler has cancelled the task that it ran in."""
         while True:
             try:
-                if is_cancelled() and not self._traffic.closing:
+                if is_cancelled(self._loop) and not self._traffic.closing:
                     await asyncio.sleep(0)  # it comes now, and not in the middle of a publish
                     forgive_cancellation()
-                if isinstance(outcome, Paused) and not alone:
-                    await self._traffic.fall_quiet()
-                await self.settle(delivery, outcome, envelope)
+                await do()
                 return
             except asyncio.CancelledError:
                 if self._traffic.closing:
