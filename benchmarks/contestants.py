@@ -111,6 +111,14 @@ CONTESTANTS: tuple[Contestant, ...] = (
         note="librabbitmq, one cumulative ack for every 100 messages",
     ),
     Contestant(
+        "C on evworker's queue",
+        "evworker",
+        "limit",
+        {"consume": 40_000},
+        worker=(*_C, "100"),
+        note="the same C client, which takes what evworker takes: its messages, from its queue",
+    ),
+    Contestant(
         C_PUBLISHER,
         "plain",
         "limit",
