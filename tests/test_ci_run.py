@@ -17,10 +17,14 @@ from tests.programs import program
 ROOT = Path(__file__).resolve().parent.parent
 
 # `make test` fails the tests that are listed in the file `first`, and when run again in `again`;
-# or none of them and all the same, if there is a file `interrupted`.
+# or none of them and all the same, if there is a file `interrupted`. `make test-library` fails at
+# first if there is a file `library`, which lists the tests.
 MAKE = """#!/bin/sh
 echo "$*" >> made
 case "$*" in
+  *soak) exit 0 ;;
+  test-library) test -e library || exit 0; now=library ;;
+  "test-library "*) now=none ;;
   test) now=first ;;
   "test "*) now=again ;;
   *) exit 0 ;;
@@ -44,7 +48,7 @@ class Gate:
 
     def run(self, first: list[str], again: list[str]) -> subprocess.CompletedProcess[str]:
         """Run it, with tests that fail at first, and those among them that fail again."""
-        for name, failing in (("first", first), ("again", again)):
+        for name, failing in (("first", first), ("again", again), ("none", [])):
             (self._folder / name).write_text(json.dumps(dict.fromkeys(failing, True)))
         return subprocess.run(
             [program("bash"), ".ci/run"],
@@ -90,6 +94,15 @@ def test_what_failed_twice_is_refused_and_named_apart(gate: Gate) -> None:
         "  tests/b.py::two\n"
         "\nThese failed first and passed when run again:\n"
         "  tests/a.py::one\n"
+    )
+
+
+def test_all_that_passed_when_run_again_is_named_at_the_end(gate: Gate, tmp_path: Path) -> None:
+    (tmp_path / "library").write_text('{"tests/c.py::three": true}')
+    done = gate.run(["tests/a.py::one"], [])
+    assert done.returncode == 0
+    assert done.stderr.endswith(
+        "\nThese failed first and passed when run again:\n  tests/c.py::three\n  tests/a.py::one\n"
     )
 
 
