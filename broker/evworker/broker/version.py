@@ -6,7 +6,7 @@ Gate on the version and never on "the declare succeeded": unknown arguments are 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from evworker.broker.errors import BrokerRefusedError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _MIB = 1024 * 1024
 
+_EMBEDDED = "evworker embedded"  # as embedded/connection.py has it, which is not for us to import
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class BrokerVersion:
@@ -24,13 +26,21 @@ class BrokerVersion:
     major: int
     minor: int
     patch: int = 0
+    is_embedded: bool = field(default=False, compare=False, kw_only=True)
+    """Whether it is the broker of `evworker.broker.embedded`, which behaves as this version does
+    and keeps nothing."""
 
     @classmethod
     def of(cls, server_properties: Mapping[str, object]) -> Self:
         """Read what the broker says of itself; raises BrokerRefusedError below RabbitMQ 3.10."""
         text = str(server_properties.get("version", ""))
         numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
-        version = cls(*map(int, numbers.groups(default="0"))) if numbers else None
+        is_embedded = server_properties.get("product") == _EMBEDDED
+        version = (
+            cls(*map(int, numbers.groups(default="0")), is_embedded=is_embedded)
+            if numbers
+            else None
+        )
         if version is None or version < cls(3, 10):
             product = server_properties.get("product", "the broker")
             raise BrokerRefusedError(

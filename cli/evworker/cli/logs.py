@@ -53,6 +53,13 @@ def configure_logs(
     _route_stdlib(number, stream, shared, rendering)
 
 
+def announce(name: str, message: str, **fields: Any) -> None:
+    """A warning that no level hides."""
+    everything = structlog.make_filtering_bound_logger(logging.NOTSET)
+    logger = structlog.wrap_logger(_NamedLogger(sys.stderr, name), wrapper_class=everything)
+    logger.warning(message, **fields)
+
+
 def default_format(stream: TextIO) -> LogFormat:
     return "console" if stream.isatty() else "json"
 

@@ -37,7 +37,15 @@ _AT_MOST_ONCE = "it dead-letters at most once: what its target can't take at tha
 
 def check_version(seen: Observed) -> Iterator[Finding]:
     """What follows from the version that the broker tells."""
-    if seen.version in _SHY:
+    if seen.version.is_embedded:
+        yield Finding(
+            "problem",
+            "version",
+            str(seen.address),
+            "evworker's embedded broker: it keeps everything in memory, and nothing when it ends",
+            "a RabbitMQ 3.10 or later, for all that may not be lost",
+        )
+    elif seen.version in _SHY:
         yield Finding(
             "warning",
             "version",
