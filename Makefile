@@ -15,11 +15,8 @@ SEEDS ?=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.installed ## an event's whole way on a real broker, narrated
-	@found=$$($(BIN)/python -m tests.services --need broker) || exit 1; \
-	eval "$$found"; \
-	EVWORKER_BROKER_URL="$${EVWORKER_TEST_BROKER_URL%%[ ,]*}"; export EVWORKER_BROKER_URL; \
-	$(BIN)/evworker demo $(ARGS)
+demo: $(VENV)/.installed ## an event's whole way, narrated; needs no server
+	@$(BIN)/evworker demo $(ARGS)
 
 test: $(VENV)/.installed-dev ## all tests, on every broker of EVWORKER_TEST_BROKER_URL (ARGS="-k retry")
 	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
@@ -100,7 +97,7 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing evworker into $(VENV)" >&2
-	@$(PIP_INSTALL) --editable .
+	@$(PIP_INSTALL) --editable '.[sqlite]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -112,6 +112,27 @@ class Command:
                 await process.communicate()
 
 
+def without_sqlite(evworker: Command) -> None:
+    """From now on `started` has none of the extra `sqlite` installed."""
+    evworker.write("sitecustomize.py", _WITHOUT_SQLITE)
+    evworker.environment["PYTHONPATH"] = str(evworker.folder)
+
+
+_WITHOUT_SQLITE = """
+    from importlib.machinery import PathFinder
+
+    found = PathFinder.find_spec
+
+
+    def find_spec(name, *more):
+        absent = name.partition(".")[0] in ("sqlalchemy", "aiosqlite")
+        return None if absent else found(name, *more)
+
+
+    PathFinder.find_spec = find_spec
+"""
+
+
 async def line_with(stream: asyncio.StreamReader | None, text: str) -> str:
     """The next line of the stream that holds the text."""
     assert stream is not None

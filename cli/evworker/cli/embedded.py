@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 5676  # 5672 is RabbitMQ's, and the next ones are where people put a second one
 
-SQLITE = "pip install 'evworker[sqlite]'"
+INSTALL_SQLITE = "pip install 'evworker[sqlite]'"
 
 _NOT_FOR_PRODUCTION = (
     "an embedded broker: it keeps everything in memory, nothing when this worker ends, "
     "and is not for production"
 )
-_NO_DATABASE = f"no database, so no outbox and no transactional consumers: {SQLITE} brings one"
+_NO_DATABASE = (
+    f"no database, so no outbox and no transactional consumers: {INSTALL_SQLITE} brings one"
+)
 _FORGETS_THE_OUTBOX = "what it relays from the outbox of your database is forgotten with it"
 
 # Who types wants what is typed; the environment and the file may be there for other days.
@@ -80,7 +82,7 @@ class Embedded:
 
     @property
     def broker_url(self) -> str:
-        return f"amqp://127.0.0.1:{self.port}"
+        return url_at(self.port)
 
     @asynccontextmanager
     async def running(self, log_format: LogFormat | None) -> AsyncIterator[None]:
@@ -144,13 +146,18 @@ def embedded(
     if not has_sqlite():
         if needed:
             raise click.UsageError(
-                f"the outbox and transactional consumers need a database: {SQLITE} brings one "
-                "that needs no server, and -d/--database-url names another"
+                "the outbox and transactional consumers need a database: "
+                f"{INSTALL_SQLITE} brings one without a server, and -d/--database-url names yours"
             )
         yield Embedded(port, None, None)
         return
     with own_database() as url:
         yield Embedded(port, url, None)
+
+
+def url_at(port: int) -> str:
+    """The URL of an embedded broker on this machine, where guest may log in."""
+    return f"amqp://127.0.0.1:{port}"
 
 
 def has_sqlite() -> bool:

@@ -37,7 +37,7 @@ VERBS = {
         "Whether broker, database and plugins can keep the promises.",
     ),
     "tap": ("evworker.cli.tap", "tap", "Watch events go by; nobody receives less for it."),
-    "demo": ("evworker.cli.demo", "demo", "An event's whole way on a real broker, narrated."),
+    "demo": ("evworker.cli.demo", "demo", "An event's whole way, narrated; no server needed."),
 }
 
 
@@ -91,7 +91,7 @@ def cli(ctx: click.Context) -> None:
     """Typed events on RabbitMQ: retried, dead-lettered with the reason, never lost.
 
     \b
-    evworker demo                     see it work
+    evworker demo                     see it work; it needs no server
     evworker run shop.billing         run the plugins of a module
     evworker VERB --help              what a verb does, and its options
     """  # noqa: D301 - click reads \b

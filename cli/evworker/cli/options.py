@@ -59,16 +59,26 @@ def flatten(
     return tuple(name for names in value for name in names)
 
 
-def broker_url(command: F) -> F:
+def _broker_url(default: str | None, instead: str = "") -> Callable[[F], F]:
     return click.option(
         "-b",
         "--broker-url",
         metavar="URL",
         envvar="EVWORKER_BROKER_URL",
-        default=DEFAULT_BROKER_URL,
+        default=default,
         show_default=True,
-        help="The broker: amqp://user:password@host[:port][,host…]/vhost, or amqps://.",
-    )(command)
+        help="The broker: amqp://user:password@host[:port][,host…]/vhost, or amqps://."
+        + (f"  [default: {instead}]" if instead else ""),
+    )
+
+
+def broker_url(command: F) -> F:
+    return _broker_url(DEFAULT_BROKER_URL)(command)
+
+
+def broker_url_or(instead: str) -> Callable[[F], F]:
+    """`--broker-url` of a verb that knows what to do without one, in these words."""
+    return _broker_url(None, instead)
 
 
 def database_url(command: F) -> F:

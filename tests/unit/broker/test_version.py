@@ -2,7 +2,8 @@
 
 import pytest
 
-from evworker.broker import BrokerRefusedError, BrokerVersion
+from evworker.broker import BrokerRefusedError, BrokerVersion, Connection
+from evworker.broker.embedded import EmbeddedBroker
 
 MIB = 1024 * 1024
 
@@ -35,6 +36,13 @@ def test_an_old_or_nameless_broker_is_refused(text: str) -> None:
 def test_what_does_not_say_its_version_is_refused() -> None:
     with pytest.raises(BrokerRefusedError, match="the broker of an unknown version"):
         BrokerVersion.of({})
+
+
+async def test_the_embedded_broker_is_known_for_what_it_is() -> None:
+    async with EmbeddedBroker() as broker, Connection(broker.url, name="test") as connection:
+        assert connection.version.is_embedded
+        assert connection.version == BrokerVersion(4, 0, 5)
+    assert not BrokerVersion.of({"product": "RabbitMQ", "version": "4.0.5"}).is_embedded
 
 
 def test_features_follow_from_the_version() -> None:

@@ -161,6 +161,11 @@ def test_no_password_is_told() -> None:
     assert "hunter2" not in told
 
 
+def test_a_broker_that_keeps_nothing_is_a_problem() -> None:
+    finding = only(seen(version=BrokerVersion(4, 0, 5, is_embedded=True)), "version")
+    assert finding.level == "problem"
+
+
 @pytest.mark.parametrize("version", [BrokerVersion(4, 2, 6), BrokerVersion(4, 3, 0)])
 def test_versions_that_let_nobody_look_are_named(version: BrokerVersion) -> None:
     assert only(seen(version=version), "version").level == "warning"

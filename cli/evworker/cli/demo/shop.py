@@ -1,6 +1,6 @@
 """The little shop of `evworker demo`: what a user of evworker would write.
 
-It runs outside the demo as well: ``evworker run evworker.cli.demo_shop:shop``.
+It runs outside the demo as well: ``evworker run evworker.cli.demo.shop:shop``.
 """
 
 from __future__ import annotations
