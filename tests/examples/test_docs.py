@@ -1,16 +1,16 @@
 """What the documents say is tried: their Python runs, their links and proofs exist."""
 
-import asyncio
-import os
 import re
-import subprocess
-import sys
+import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Cleanup
+from evworker.cli.embedded import DEFAULT_PORT, url_at
+from tests.cli.command import Command, line_with
+from tests.database_node import free_port
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS = sorted(
@@ -63,39 +63,32 @@ def functions_of(file: Path) -> set[str]:
     return set(re.findall(r"^ *(?:async )?def (\w+)", text, re.MULTILINE))
 
 
-async def test_the_tour_of_the_readme_works(
-    tmp_path: Path, broker_url: str, unique: str, cleanup: Cleanup
-) -> None:
-    hello = blocks(ROOT / "README.md", "python")[0]
-    named = hello.replace('Plugin("hello")', f'Plugin("{unique}")')  # and so its queues
-    assert named != hello
-    (tmp_path / "hello.py").write_text(named)
-    queue = cleanup.queue(f"{unique}.greet", retry_delays=("1s", "5s", "30s"))
-    cleanup.queue(f"{unique}.unrouted")
-    cleanup.exchange(f"{unique}.unrouted")
-    cleanup.exchange(unique)
-    environment = {**os.environ, "EVWORKER_BROKER_URL": broker_url, "EVWORKER_EXCHANGE": unique}
+async def test_the_tour_of_the_readme_works_with_no_server(tmp_path: Path) -> None:
+    """Its commands as they stand there, but for the port, which another program may have."""
+    readme = ROOT / "README.md"
+    (tmp_path / "hello.py").write_text(blocks(readme, "python")[0])
+    tour = readme.read_text(encoding="utf-8").partition("## Sixty seconds")[2].partition("\n## ")[0]
+    typed = re.findall(r"^(?:\$ )?((?:evworker|export) .*)$", tour, re.MULTILINE)
+    start, export, *others = typed
+    evworker = Command(tmp_path)
+    port = str(free_port())
+    name, _, url = export.removeprefix("export ").partition("=")
+    assert url == url_at(DEFAULT_PORT)
+    evworker.environment[name] = url_at(int(port))
+    options = ("--embedded-port", port, "--log-format", "console")
+    async with evworker.started(*shlex.split(start)[1:], *options) as worker:
+        await line_with(worker.stderr, "ready")
+        published, refused, listed, shown = [shlex.split(line)[1:] for line in others]
+        assert (await evworker(*published)).code == 0
+        await line_with(worker.stderr, "email=ada@example.com")
+        assert (await evworker(*refused)).code == 0
+        await line_with(worker.stderr, "NoSuchMailbox")
 
-    def evworker(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "evworker", *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        async def dead() -> bool:
+            last = (await evworker(*listed)).out.splitlines()[-1]
+            return last.split()[:2] == ["hello.greet.dlq", "1"]
 
-    await asyncio.to_thread(evworker, "topology", "apply", "-A", "hello")
-    for data in (
-        '{"user_id": "7", "email": "ada@example.com"}',
-        '{"user_id": "8", "email": "nobody"}',
-    ):
-        await asyncio.to_thread(evworker, "publish", "users.registered", data, "-A", "hello")
-    worked = await asyncio.to_thread(evworker, "run", "hello", "--burst")
-    assert "ada@example.com" in worked.stderr
-    listed = await asyncio.to_thread(evworker, "dlq", "list", "-A", "hello")
-    assert listed.stdout.splitlines()[-1].split()[:2] == [f"{queue}.dlq", "1"]
-    shown = await asyncio.to_thread(evworker, "dlq", "show", queue)
-    assert "given-up: its error is one that the policy does not retry" in shown.stdout
-    assert "hello.NoSuchMailbox: nobody" in shown.stdout
+        await eventually(dead)
+        letter = await evworker(*shown)
+        assert "given-up: its error is one that the policy does not retry" in letter.out
+        assert "hello.NoSuchMailbox: nobody" in letter.out
