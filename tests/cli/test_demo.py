@@ -6,6 +6,7 @@ import re
 import signal
 
 from evworker.broker import Connection, count_messages
+from evworker.broker.embedded import EmbeddedBroker
 from tests.cli.command import Command, line_with, without_sqlite
 
 QUEUES = (
@@ -86,6 +87,18 @@ async def test_an_interrupted_demo_leaves_nothing_behind(
     prefix = re.search(r"demo-[0-9a-f]{6}", line)
     assert prefix is not None
     assert await left_behind(broker_url, prefix[0]) == []
+
+
+async def test_an_interrupt_ends_it_though_the_broker_has_gone(evworker: Command) -> None:
+    async with (
+        EmbeddedBroker() as broker,
+        evworker.started("demo", "-b", broker.url, env={"PYTHONUNBUFFERED": "1"}) as process,
+    ):
+        await line_with(process.stdout, "again in 1 s")
+        await broker.close()
+        process.send_signal(signal.SIGINT)
+        assert "has gone" in await line_with(process.stderr, "error: ")
+        assert await process.wait() == 4
 
 
 async def test_its_shop_runs_outside_the_demo(evworker: Command, broker_url: str) -> None:

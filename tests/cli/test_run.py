@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 
 import pytest
 
 from evworker.broker import count_messages
+from evworker.cli.event_loop import run_for_long
 from tests.cli.command import Command, line_with
 from tests.cli.conftest import Exchange
 from tests.waiting import eventually
@@ -90,3 +92,16 @@ async def test_console_lines_are_for_people(evworker: Command, shop: str) -> Non
     assert "\x1b" not in worked.err
     with pytest.raises(json.JSONDecodeError):
         json.loads(worked.err.splitlines()[0])
+
+
+def test_without_uvloop_a_handlers_error_has_no_other_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+
+    async def fail() -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError) as raised:
+        run_for_long(fail())
+    assert raised.value.__context__ is None

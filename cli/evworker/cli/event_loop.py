@@ -7,7 +7,7 @@ one that is mostly idle (docs/benchmarks.md).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,9 +15,11 @@ T = TypeVar("T")
 
 def run_for_long(work: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, on the best loop that there is."""
+    new_event_loop: Callable[[], asyncio.AbstractEventLoop]
     try:
         from uvloop import new_event_loop
     except ImportError:
-        return asyncio.run(work)
+        new_event_loop = asyncio.new_event_loop
+    # Not within the `except`: each error of a handler would be told as one that came of that.
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(work)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from evworker.cli.failures import BrokerFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
     from evworker.broker import Connection, Topology
     from evworker.cli.demo.narration import Narration
     from evworker.workers import Context, Next, Plugin
+
+_PATIENCE_S = 3.0  # of who has just pressed Ctrl-C
 
 _DONE = {
     "billing": "charged",
@@ -45,8 +50,18 @@ class Stage:
         return plan_topology(plugins, exchange=self.prefix, version=self.connection.version)
 
     async def clear(self, plan: Topology) -> None:
-        """Remove what the demo declared, and nothing else."""
-        channel = await self.connection.channel()
+        """Remove what the demo declared, and nothing else.
+
+        Raises BrokerFailedError if the broker has gone.
+        """
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                channel = await self.connection.channel()
+        except TimeoutError as error:
+            raise BrokerFailedError(
+                f"the broker at {self.connection.address} has gone; what is named "
+                f"{self.prefix} and {self.prefix}.… is still on it, if it keeps anything"
+            ) from error
         for exchange in plan.exchanges:
             await channel.exchange_delete(exchange.name)
         for queue in plan.queues:
