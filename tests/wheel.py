@@ -65,6 +65,8 @@ def main() -> None:
         print(run(binaries / "evworker", "--version", cwd=away).strip())
         if "Usage:" not in run(binaries / "evworker", "--help", cwd=away):
             sys.exit("wheel-test: `evworker --help` does not say how to use it")
+        if "None is lost" not in run(binaries / "evworker", "demo", cwd=away):
+            sys.exit("wheel-test: `evworker demo` does not play with nothing but the wheel")
         print(f"{wheel.name}: installs, imports and runs")
 
 
