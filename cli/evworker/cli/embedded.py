@@ -33,6 +33,7 @@ _NOT_FOR_PRODUCTION = (
     "an embedded broker: it keeps everything in memory, nothing when this worker ends, "
     "and is not for production"
 )
+_ITS_DATABASE = "beside it is a SQLite database for outbox and inbox, which is removed with it"
 _NO_DATABASE = (
     f"no database, so no outbox and no transactional consumers: {INSTALL_SQLITE} brings one"
 )
@@ -114,10 +115,10 @@ class Embedded:
         from evworker.cli.logs import announce, default_format
 
         remarks = [_NOT_FOR_PRODUCTION]
-        if self.database_url is None:
-            remarks.append(_NO_DATABASE)
-        elif self.users_database:
-            remarks.append(_FORGETS_THE_OUTBOX)
+        if self.own_database:
+            remarks.append(_ITS_DATABASE)
+        else:
+            remarks.append(_FORGETS_THE_OUTBOX if self.users_database else _NO_DATABASE)
         urls = {"broker_url": self.broker_url, "database_url": self.own_database}
         urls = {name: url for name, url in urls.items() if url}
         if (log_format or default_format(sys.stderr)) == "json":
