@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import signal
 import tomllib
 from pathlib import Path
 
@@ -92,3 +93,5 @@ async def test_the_tour_of_the_readme_works_with_no_server(tmp_path: Path) -> No
         letter = await evworker(*shown)
         assert "given-up: its error is one that the policy does not retry" in letter.out
         assert "hello.NoSuchMailbox: nobody" in letter.out
+        worker.send_signal(signal.SIGINT)
+        assert await worker.wait() == 0
