@@ -343,6 +343,11 @@ class Channel:
         _give_back(settled)
         self._serve(settled)
 
+    @property
+    def unsettled(self) -> Iterable[Queue]:
+        """The queue of each delivery that nobody has settled yet."""
+        return (each.queue for each in self._unsettled.values())
+
     # The end
 
     def _on_flow(self, method: commands.Channel.Flow) -> Frame:

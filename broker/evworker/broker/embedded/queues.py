@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from pamqp.common import FieldTable
 
 from evworker.broker.embedded.arguments import QueueSettings
+from evworker.broker.embedded.clock import Clock, Timer
 from evworker.broker.embedded.deadlettering import (
     DELIVERY_LIMIT,
     EXPIRED,
@@ -58,6 +59,7 @@ class QueueOwner:
     dead_letter: Callable[[Queue, Message, str], bool]
     """Sends it on for this reason; whether a queue has it."""
     delete: Callable[[Queue], object]
+    clock: Clock
 
 
 class Queue:
@@ -90,15 +92,15 @@ class Queue:
         )
         self.deleted = False
         self._owner = owner
-        self._loop = asyncio.get_running_loop()
+        self._clock = owner.clock
         self._active: Consumer | None = None
         self._arrived = 0
         self._is_full = False
         self._may_expire = False
         self._homeless: list[tuple[Message, str]] = []
-        self._expiry: asyncio.TimerHandle | None = None
-        self._disuse: asyncio.TimerHandle | None = None
-        self._retry: asyncio.TimerHandle | None = None
+        self._expiry: Timer | None = None
+        self._disuse: Timer | None = None
+        self._retry: Timer | None = None
         self.used()
 
     # Messages
@@ -201,7 +203,9 @@ class Queue:
             self._disuse.cancel()
             self._disuse = None
         if self.settings.expires_s is not None and not self.consumers:
-            self._disuse = self._loop.call_later(self.settings.expires_s, self._owner.delete, self)
+            self._disuse = self._clock.call_later(
+                self.settings.expires_s, partial(self._owner.delete, self)
+            )
 
     def _hand_out(self) -> None:
         while len(self.ready) and (consumer := self._whose_turn()) is not None:
@@ -256,13 +260,13 @@ class Queue:
         if not ttls:
             return None
         self._may_expire = True
-        return self._loop.time() + min(ttls)
+        return self._clock.time() + min(ttls)
 
     def _expire(self) -> None:
         """Let those die whose time is over, and wake up again when the next one's is."""
         if not self._may_expire:
             return
-        now = self._loop.time() + _SOON_S
+        now = self._clock.time() + _SOON_S
         while over := [
             entry
             for entry in self.ready.fronts()
@@ -276,7 +280,7 @@ class Queue:
             self._expiry = None
         times = [each.expires_at for each in self.ready.fronts() if each.expires_at]
         if times and not self.deleted:
-            self._expiry = self._loop.call_at(min(times), self._expire)
+            self._expiry = self._clock.call_at(min(times), self._expire)
 
     # Death
 
@@ -290,7 +294,7 @@ class Queue:
 
     def _try_again_later(self) -> None:
         if self._retry is None and not self.deleted:
-            self._retry = self._loop.call_later(DEAD_LETTERS_AGAIN_S, self._try_again)
+            self._retry = self._clock.call_later(DEAD_LETTERS_AGAIN_S, self._try_again)
 
     def _try_again(self) -> None:
         self._retry = None

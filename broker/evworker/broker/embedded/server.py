@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+from evworker.broker.embedded.clock import Clock
 from evworker.broker.embedded.connection import Connection
 from evworker.broker.embedded.faults import Faults
 from evworker.broker.embedded.queues import Queue
@@ -38,6 +39,8 @@ class EmbeddedBroker:
         """
         self.users = dict(users or {"guest": "guest"})
         self.faults = Faults(self)
+        self.clock = Clock()
+        """By which messages expire: it can be put forward."""
         self.connections: dict[Connection, None] = {}
         self._port = port
         self._allowed = None if vhosts is None else frozenset(vhosts)
@@ -100,8 +103,17 @@ class EmbeddedBroker:
         if self._allowed is not None and name not in self._allowed:
             return None
         if name not in self._vhosts:
-            self._vhosts[name] = VirtualHost(name, self.faults)
+            self._vhosts[name] = VirtualHost(name, self.faults, self.clock)
         return self._vhosts[name]
+
+    def ready(self, queue: str) -> int:
+        """How many messages wait in the queues of this name."""
+        return sum(len(each.ready) for each in self.queues_named(queue))
+
+    def unsettled(self, queue: str) -> int:
+        """How many messages of the queues of this name are delivered and not settled."""
+        channels = (channel for client in self.connections for channel in client.channels.values())
+        return sum(each.name == queue for channel in channels for each in channel.unsettled)
 
     def queues_named(self, name: str) -> Iterator[Queue]:
         """The queues of this name, in all virtual hosts."""

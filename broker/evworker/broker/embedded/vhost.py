@@ -12,6 +12,7 @@ from evworker.broker.embedded.arguments import (
     inequivalent,
     read_arguments,
 )
+from evworker.broker.embedded.clock import Clock
 from evworker.broker.embedded.deadlettering import dead_letter, is_cycle
 from evworker.broker.embedded.exchanges import Binding, Exchange, check_match
 from evworker.broker.embedded.faults import Faults
@@ -35,7 +36,7 @@ _LOCKED = (
 class VirtualHost:
     """All that there is under one name. Every method raises Refusal for what may not be."""
 
-    def __init__(self, name: str, faults: Faults) -> None:
+    def __init__(self, name: str, faults: Faults, clock: Clock) -> None:
         self.name = name
         self.exchanges: dict[str, Exchange[Queue]] = {
             each: Exchange(
@@ -51,7 +52,7 @@ class VirtualHost:
         }
         self.queues: dict[str, Queue] = {}
         self._faults = faults
-        self._owner = QueueOwner(dead_letter=self._dead_letter, delete=self.delete_queue)
+        self._owner = QueueOwner(self._dead_letter, self.delete_queue, clock)
 
     # The way of a message
 
