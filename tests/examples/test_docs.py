@@ -5,6 +5,7 @@ import shlex
 import signal
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,17 @@ def test_python_in_a_document_runs_from_top_to_bottom(document: Path) -> None:
     namespace: dict[str, object] = {"__name__": "document"}
     for number, code in enumerate(blocks(document, "python"), start=1):
         exec(compile(code, f"{document.name}, block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize(("document", "count"), [("README.md", 1), ("docs/testing.md", 4)])
+async def test_tests_in_a_document_pass(document: str, count: int) -> None:
+    namespace: dict[str, Any] = {"__name__": "document"}
+    for code in blocks(ROOT / document, "python"):
+        exec(compile(code, document, "exec"), namespace)
+    tests = [test for name, test in namespace.items() if name.startswith("test_")]
+    assert len(tests) == count
+    for test in tests:
+        await test()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)

@@ -128,6 +128,11 @@ class Connection:
         await self._drop()
         self._announce()
 
+    async def break_off(self) -> None:
+        """End the link, as if the network had; then it comes back, as after any loss."""
+        if self._link is not None:
+            await self._link.close()
+
     async def channel(self, *, confirms: bool = False) -> AbstractChannel:
         """A new channel, once the connection is ready: waits for as long as that takes.
 

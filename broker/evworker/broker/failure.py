@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import traceback as traces
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -59,6 +59,8 @@ class Failure:
     origin_routing_key: str | None = None
     frame: str | None = None
     """Where in the user's code it was raised, as ``module:function``."""
+    error: BaseException | None = field(default=None, compare=False, repr=False)
+    """The error itself, where it was raised in this process; it is in no header."""
 
     @classmethod
     def now(
@@ -91,6 +93,7 @@ class Failure:
             origin_exchange=exchange if first else earlier.origin_exchange,
             origin_routing_key=routing_key if first else earlier.origin_routing_key,
             frame=frame_of(error),
+            error=error,
         )
 
     def to_headers(self) -> FieldTable:

@@ -144,6 +144,11 @@ class Database:
                 log.warning("can't prune the inbox, trying again in an hour", error=str(error))
             await asyncio.sleep(_PRUNE_INTERVAL_S)
 
+    def wake_relay(self) -> None:
+        """Have what was just committed to the outbox sent now, if it is relayed here."""
+        if self._relay is not None:
+            self._relay.wake()
+
     async def is_relayed(self) -> bool:
         """Whether nothing is left in the outbox that a relay could publish now.
 

@@ -69,6 +69,8 @@ class Shared:
     """Asked before each attempt whether another one may start."""
     solitude: Solitude
     """Through which every attempt passes, since a message from a quarantine runs alone."""
+    settlement: type[Settlement] = Settlement
+    """What ends the deliveries of each feed."""
 
 
 class Feed:
@@ -92,7 +94,7 @@ class Feed:
         self._traffic = Traffic()
         declared = {planned.name: planned for planned in topology.queues}
         self._counts_returns = declared[queue].arguments["x-queue-type"] == "quorum"
-        self._settlement = Settlement(
+        self._settlement = shared.settlement(
             declared[queue],
             dead_letters=declared[dead_letter_queue(queue)],
             quarantine=declared[quarantine_queue(queue)],

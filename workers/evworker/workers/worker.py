@@ -39,6 +39,7 @@ from evworker.workers.feed import Feed, Shared
 from evworker.workers.outcome import Counts
 from evworker.workers.plugin import Plugin, check_plugins, consumers_by_queue, plan_queue
 from evworker.workers.selection import selected
+from evworker.workers.settlement import Settlement
 from evworker.workers.solitude import Solitude
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class Worker:
             exchange=exchange,
             relay=relay,
         )
+        self._settlement: type[Settlement] = Settlement
         self._feeds: list[Feed] = []
         self._topologies: dict[str, Topology] = {}
         self._started_up = False
@@ -236,6 +238,7 @@ class Worker:
             counts=self.counts,
             take=self._take,
             solitude=Solitude(),
+            settlement=self._settlement,
         )
         self._feeds = [
             Feed(queue, consumers, topology=self._topologies[queue], states=states, shared=shared)

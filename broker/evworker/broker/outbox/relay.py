@@ -131,6 +131,7 @@ class Relay:
             keep_s=None if keep is None else parse_duration(keep),
         )
         self._wakeup = Wakeup(self._engine)
+        self.wake = self._wakeup.notify  # somebody has committed events: no need to poll for them
         self._is_open = False
         self._patience = Patience(self._connection)
         self._stopping = self._patience.stopping

@@ -1,0 +1,66 @@
+"""The database of a test: an SQLite file of its own, unless it names another.
+
+Imported only if a test has a database, because it brings SQLAlchemy.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sqlalchemy import MetaData, event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from evworker.broker.database.engine import open_engine
+from evworker.broker.database.schema import make_tables
+
+Fresh = Callable[[], AbstractAsyncContextManager[str | AsyncEngine]]
+Tables = MetaData | Callable[[AsyncEngine], Awaitable[Any]]
+
+
+@asynccontextmanager
+async def open_database(
+    database: str | AsyncEngine | Fresh | None, tables: Tables | None
+) -> AsyncIterator[AsyncEngine]:
+    """An engine with evworker's tables and the test's own made, as far as they are missing.
+
+    An engine that is given is left open.
+    """
+    if database is None:
+        with TemporaryDirectory(prefix="evworker-test-") as folder:
+            async with open_database(f"sqlite:///{folder}/test.db", tables) as engine:
+                yield engine
+    elif isinstance(database, AsyncEngine):
+        await _make(database, tables)
+        yield database
+    elif isinstance(database, str):
+        engine = open_engine(database)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine.sync_engine, "connect", _hurry)
+        try:
+            await _make(engine, tables)
+            yield engine
+        finally:
+            await engine.dispose()
+    else:
+        async with database() as fresh, open_database(fresh, tables) as engine:
+            yield engine
+
+
+async def _make(engine: AsyncEngine, tables: Tables | None) -> None:
+    await make_tables(engine)
+    if isinstance(tables, MetaData):
+        async with engine.begin() as connection:
+            await connection.run_sync(tables.create_all)
+    elif tables is not None:
+        made = tables(engine)
+        if inspect.isawaitable(made):
+            await made
+
+
+def _hurry(connection: Any, _record: object) -> None:
+    # What a test writes need not outlive a power cut.
+    connection.execute("PRAGMA synchronous=OFF").close()
