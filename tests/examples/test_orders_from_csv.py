@@ -12,7 +12,8 @@ import pytest
 from evworker.broker import Envelope
 from shop.events import Fee, OrderCancelled, OrderLine, OrderPlaced
 from shop.orders_from_csv import convert, main
-from tests.examples.conftest import EXAMPLES
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 COLUMNS = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country"
 
