@@ -273,10 +273,13 @@ async def test_a_kill_switch_opens_and_its_pause_is_short(anywhere: str | None) 
 async def test_what_a_test_commits_to_the_outbox_is_relayed(anywhere: str | None) -> None:
     async with TestWorker(shop(), broker=anywhere, tables=metadata) as worker:
         async with AsyncSession(worker.engine) as session:
-            await Outbox(source="web").add(session, OrderPlaced(order_id="42"))
+            outbox = Outbox(source="web")
+            for order, delay in (("late", "1d"), ("soon", "1h"), ("now", None)):
+                await outbox.add(session, OrderPlaced(order_id=order), delay=delay)
             await session.commit()
         await worker.settled()
-        assert worker.consumed.by(charge)
+        orders = worker.consumed.by(charge).of(OrderPlaced)
+        assert [order.order_id for order in orders] == ["now", "soon", "late"]
 
 
 async def test_a_transactional_consumer_has_its_database(

@@ -11,11 +11,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sqlalchemy import MetaData, event
+from sqlalchemy import MetaData, event, func, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evworker.broker.database.engine import open_engine
 from evworker.broker.database.schema import make_tables
+from evworker.broker.database.tables import outbox, utc_now
 
 Fresh = Callable[[], AbstractAsyncContextManager[str | AsyncEngine]]
 Tables = MetaData | Callable[[AsyncEngine], Awaitable[Any]]
@@ -48,6 +49,21 @@ async def open_database(
     else:
         async with database() as fresh, open_database(fresh, tables) as engine:
             yield engine
+
+
+async def skip_delay(engine: AsyncEngine) -> bool:
+    """Have what the outbox is to send next be due now; False if it delays nothing.
+
+    What the broker has refused waits on.
+    """
+    delayed = (outbox.c.state == "waiting", outbox.c.attempts == 0)
+    async with engine.begin() as connection:
+        first = await connection.scalar(select(func.min(outbox.c.due_at)).where(*delayed))
+        if first is None:
+            return False
+        due = update(outbox).where(*delayed, outbox.c.due_at <= first)
+        await connection.execute(due.values(due_at=utc_now()))
+    return True
 
 
 async def _make(engine: AsyncEngine, tables: Tables | None) -> None:

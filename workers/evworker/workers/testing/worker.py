@@ -264,7 +264,16 @@ class TestWorker(Seen):
         # What the relay has published since the first look has moved, or is there to be seen.
         if worker.in_process or not broker.is_quiet(worker, ledger):
             return False
-        return moves == (broker.moves(), ledger.ends) and not broker.skip_wait(worker)
+        if moves != (broker.moves(), ledger.ends) or broker.skip_wait(worker):
+            return False
+        return not await self._skip_delay()
+
+    async def _skip_delay(self) -> bool:
+        if self._engine is None:
+            return False
+        from evworker.workers.testing.databases import skip_delay  # noqa: PLC0415 - SQLAlchemy
+
+        return await skip_delay(self._engine)
 
     @property
     def _at_work(self) -> WatchedWorker:
