@@ -100,6 +100,9 @@ def _watched_settlement(
     worker: WatchedWorker, ledger: Ledger, crashes: Crashes
 ) -> type[Settlement]:
     class WatchedSettlement(Settlement):
+        def settle_at_once(self, _delivery: Delivery, _outcome: Outcome) -> bool:
+            return False  # all goes through `settle`, where it is watched
+
         async def settle(
             self, delivery: Delivery, outcome: Outcome, *, message_id: str | None
         ) -> None:
