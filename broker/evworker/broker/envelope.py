@@ -132,6 +132,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """The structured CloudEvents document, on one line."""
         return _json.encode(
             _Document(
+                specversion="1.0",
                 id=self.id,
                 source=self.source,
                 type=self.topic,
@@ -351,11 +352,23 @@ def _aware(time: datetime | None) -> datetime:
 
 def new_id() -> str:
     """A UUIDv7: sortable by the millisecond of its making (RFC 9562, section 5.7)."""
-    # As uuid.UUID would write it, at a third of the time.
+    # As uuid.UUID would write it, at a sixth of the time.
     time = f"{clock.time_ns() // 1_000_000:012x}"
-    random = os.urandom(10).hex()
+    try:
+        random = _random_digits.pop()
+    except IndexError:
+        fresh = os.urandom(10 * _IDS_AT_ONCE).hex()
+        _random_digits.extend(fresh[at : at + 20] for at in range(20, len(fresh), 20))
+        random = fresh[:20]
     return f"{time[:8]}-{time[8:]}-7{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[8:]}"
 
 
 # The first two bits of this digit say how the others are to be read; two remain.
 _VARIANT = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+# Of ids to come: asking the system for each of them takes half their time. `pop` gives each to one
+# thread alone, and a process that is forked off must not go on with those of its parent.
+_IDS_AT_ONCE = 64
+_random_digits: list[str] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random_digits.clear)

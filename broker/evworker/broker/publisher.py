@@ -21,8 +21,8 @@ from evworker.broker.errors import (
     PublishManyError,
 )
 from evworker.broker.headers import Scalar
+from evworker.broker.message import Message, event_message
 from evworker.broker.pipeline import Pipeline
-from evworker.broker.properties import message_properties
 from evworker.broker.sending import Sending
 from evworker.broker.topology import DEFAULT_EXCHANGE
 
@@ -123,9 +123,8 @@ class Publisher:
         or InvalidEventError for a value that JSON can't hold.
         """
         envelope = Envelope.wrap(event, source=self.source, id=id, key=key, cause=cause)
-        await self.publish_envelope(
-            envelope, priority=priority, headers=headers, mandatory=mandatory, timeout_s=timeout_s
-        )
+        message = self._message(envelope, priority, headers, mandatory=mandatory)
+        await self._sending.send(message, self.timeout_s if timeout_s is None else timeout_s)
         return envelope
 
     async def publish_many(
@@ -160,7 +159,12 @@ class Publisher:
                     else:
                         of_key = None if key is None else key(event)
                         envelope = Envelope.wrap(event, source=self.source, key=of_key, cause=cause)
-                    await self._put(pipeline, envelope, priority, headers)
+                    try:
+                        message = self._message(envelope, priority, headers, mandatory=True)
+                        if not pipeline.put_now(envelope, message):
+                            await pipeline.put(envelope, message)
+                    except BrokerError as error:
+                        pipeline.failed.append((envelope, error))
                     if pipeline.failed:
                         break
             except Exception as error:  # noqa: BLE001 - of `events`, `key` or an event: it is told
@@ -173,20 +177,6 @@ class Publisher:
             raise PublishManyError(pipeline.confirmed, pipeline.failed, why) from why
         return pipeline.confirmed
 
-    async def _put(
-        self,
-        pipeline: Pipeline,
-        envelope: Envelope,
-        priority: int | None,
-        headers: Mapping[str, Scalar] | None,
-    ) -> None:
-        try:
-            body, properties = _message(envelope, priority, headers)
-            self._check_size(body, envelope.topic, envelope.id)
-            await pipeline.put(envelope, body, properties, (self.exchange, envelope.topic, True))
-        except BrokerError as error:
-            pipeline.failed.append((envelope, error))
-
     async def publish_envelope(
         self,
         envelope: Envelope,
@@ -197,15 +187,8 @@ class Publisher:
         timeout_s: float | None = None,
     ) -> None:
         """Publish what is already in its envelope. Raises as `publish` does."""
-        body, properties = _message(envelope, priority, headers)
-        await self.send(
-            body,
-            properties,
-            exchange=self.exchange,
-            routing_key=envelope.topic,
-            mandatory=mandatory,
-            timeout_s=timeout_s,
-        )
+        message = self._message(envelope, priority, headers, mandatory=mandatory)
+        await self._sending.send(message, self.timeout_s if timeout_s is None else timeout_s)
 
     async def send(
         self,
@@ -222,31 +205,34 @@ class Publisher:
         The message must have an id. Raises a PublishError, or BrokerRefusedError or
         TopologyMismatchError when the broker no longer is what it was on opening.
         """
-        self._check_size(body, routing_key, properties.message_id)
-        await self._sending.send(
-            body,
-            properties,
-            (exchange, routing_key, mandatory),
-            self.timeout_s if timeout_s is None else timeout_s,
-        )
+        route = (exchange, routing_key, mandatory)
+        message = Message(body, route, properties.message_id or None, None, properties)
+        self._check_size(message)
+        await self._sending.send(message, self.timeout_s if timeout_s is None else timeout_s)
 
-    def _check_size(self, body: bytes, routing_key: str, message_id: str | None) -> None:
-        limit = self._connection.version.max_message_bytes
-        if len(body) > limit:
+    def _message(
+        self,
+        envelope: Envelope,
+        priority: int | None,
+        headers: Mapping[str, Scalar] | None,
+        *,
+        mandatory: bool,
+    ) -> Message:
+        route = (self.exchange, envelope.topic, mandatory)
+        try:
+            message = event_message(envelope, envelope.encode(), route, priority, headers)
+        except UnicodeEncodeError as error:  # a lone surrogate, in the id or the key
+            raise HeadersError(
+                f"{envelope.topic}: its id or key is not valid Unicode: {error.reason}"
+            ) from error
+        self._check_size(message)
+        return message
+
+    def _check_size(self, message: Message) -> None:
+        size, limit = len(message.body), self._connection.version.max_message_bytes
+        if size > limit:
             raise MessageTooLargeError(
-                f"{routing_key} {message_id}: {len(body):,} bytes, and RabbitMQ "
+                f"{message.routing_key} {message.id}: {size:,} bytes, and RabbitMQ "
                 f"{self._connection.version} takes at most {limit:,}; "
                 "send a reference to the data instead"
             )
-
-
-def _message(
-    envelope: Envelope, priority: int | None, headers: Mapping[str, Scalar] | None
-) -> tuple[bytes, spec.Basic.Properties]:
-    try:
-        properties = message_properties(envelope, priority, headers)
-        return envelope.encode(), properties
-    except UnicodeEncodeError as error:  # a lone surrogate, in the id or the key
-        raise HeadersError(
-            f"{envelope.topic}: its id or key is not valid Unicode: {error.reason}"
-        ) from error

@@ -17,8 +17,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from aiormq import spec
-
 from evworker.broker.channels import close_channel, is_channel_error
 from evworker.broker.declare import apply_topology
 from evworker.broker.errors import (
@@ -37,7 +35,8 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel
 
     from evworker.broker.connection import Connection
-    from evworker.broker.fastlane.confirms import Confirm, Route
+    from evworker.broker.fastlane.confirms import Confirm
+    from evworker.broker.message import Message
 
 _ALONE_FROM_BYTES = 1024 * 1024
 _ALONE_AT_ONCE = 8
@@ -69,76 +68,53 @@ class Sending:
         """Wait until the channels of large messages are closed."""
         await asyncio.gather(*self._closing)
 
-    async def send(
-        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
-    ) -> None:
+    async def send(self, message: Message, timeout_s: float) -> None:
         """Send a message and await its confirm. Raises as `Publisher.send` does."""
-        lane = self._lane
-        if lane is None or not lane.is_ready or len(body) >= _ALONE_FROM_BYTES:
-            confirm = await self._begin_late(body, properties, route, timeout_s)
-            if confirm is None:
-                await self._send_by_library(body, properties, route, timeout_s)
-                return
-        else:
-            confirm = self._begin(lane, body, properties, route, timeout_s)
+        confirm = self.begin_now(message, timeout_s) or await self._begin_late(message, timeout_s)
+        if confirm is None:
+            await self._send_by_library(message, timeout_s)
+            return
         failure = await confirm
         if failure is not None:
-            raise self.explained(failure, body, properties, route, timeout_s) from failure
+            raise self.explained(failure, message, timeout_s) from failure
 
-    async def begin(
-        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
-    ) -> Confirm:
-        """Send a message behind all that were begun before; its confirm is for `explained`.
+    def begin_now(self, message: Message, timeout_s: float) -> Confirm | None:
+        """Send a message behind all that were begun before; None, and not sent, if that can't be.
 
-        Waits while the other end does not keep up. Raises as `send` does, with nothing sent.
+        The confirm is for `explained`. Raises HeadersError, with nothing sent.
         """
         lane = self._lane
-        if lane is not None and lane.is_ready and len(body) < _ALONE_FROM_BYTES:
-            return self._begin(lane, body, properties, route, timeout_s)
-        confirm = await self._begin_late(body, properties, route, timeout_s)
+        if lane is None or not lane.is_ready or len(message.body) >= _ALONE_FROM_BYTES:
+            return None
+        try:
+            return lane.publish(message, timeout_s)
+        except NOT_ENCODABLE as error:
+            raise self.explained(error, message, timeout_s) from error
+
+    async def begin(self, message: Message, timeout_s: float) -> Confirm:
+        """The same, which waits for what it takes. Raises as `send` does, with nothing sent."""
+        confirm = await self._begin_late(message, timeout_s)
         if confirm is not None:
             return confirm
-        return asyncio.ensure_future(self._outcome(body, properties, route, timeout_s))
+        return asyncio.ensure_future(self._outcome(message, timeout_s))
 
     def explained(
-        self,
-        failure: BaseException,
-        body: bytes,
-        properties: spec.Basic.Properties,
-        route: Route,
-        timeout_s: float,
+        self, failure: BaseException, message: Message, timeout_s: float
     ) -> EvworkerError:
         """Why there was no confirm, as an error of this floor."""
         if isinstance(failure, EvworkerError):
             return failure
-        exchange, routing_key, _ = route
-        message_id = properties.message_id
         if isinstance(failure, TimeoutError):
-            return timed_out(routing_key, message_id, timeout_s, self._connection, sent=True)
-        return explained(failure, exchange, routing_key, message_id, len(body))
+            return timed_out(message, timeout_s, self._connection, sent=True)
+        return explained(failure, message)
 
-    def _begin(
-        self,
-        lane: TappedPublishing,
-        body: bytes,
-        properties: spec.Basic.Properties,
-        route: Route,
-        timeout_s: float,
-    ) -> Confirm:
-        try:
-            return lane.publish(body, properties, route, timeout_s)
-        except NOT_ENCODABLE as error:
-            raise self.explained(error, body, properties, route, timeout_s) from error
-
-    async def _begin_late(
-        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
-    ) -> Confirm | None:
+    async def _begin_late(self, message: Message, timeout_s: float) -> Confirm | None:
         """Begin once there is a channel that takes it; None if that is for the library to do."""
-        if len(body) >= _ALONE_FROM_BYTES:
+        if len(message.body) >= _ALONE_FROM_BYTES:
             return None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        async with self._explaining(body, properties, route, timeout_s) as attempt:
+        async with self._explaining(message, timeout_s) as attempt:
             async with asyncio.timeout_at(deadline):
                 lane = None
                 while lane is None:
@@ -148,64 +124,56 @@ class Sending:
                     if self._lane is None:
                         return None
                     lane = self._lane if await self._lane.ready() else None
-        return self._begin(lane, body, properties, route, deadline - loop.time())
+            return lane.publish(message, deadline - loop.time())
 
-    async def _outcome(
-        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
-    ) -> BaseException | None:
+    async def _outcome(self, message: Message, timeout_s: float) -> BaseException | None:
         try:
-            await self._send_by_library(body, properties, route, timeout_s)
+            await self._send_by_library(message, timeout_s)
         except EvworkerError as error:
             return error
         return None
 
-    async def _send_by_library(
-        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
-    ) -> None:
-        exchange, routing_key, mandatory = route
+    async def _send_by_library(self, message: Message, timeout_s: float) -> None:
+        exchange, routing_key, mandatory = message.route
         async with (
-            self._explaining(body, properties, route, timeout_s) as attempt,
+            self._explaining(message, timeout_s) as attempt,
             asyncio.timeout(timeout_s),
-            self._channel_for(body, str(properties.message_id)) as channel,
+            self._channel_for(message) as channel,
         ):
             attempt.has_channel = True
             await channel.basic_publish(
-                body,
+                message.body,
                 exchange=exchange,
                 routing_key=routing_key,
-                properties=properties,
+                properties=message.properties,
                 mandatory=mandatory,
             )
 
     @asynccontextmanager
-    async def _explaining(
-        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
-    ) -> AsyncIterator[_Attempt]:
+    async def _explaining(self, message: Message, timeout_s: float) -> AsyncIterator[_Attempt]:
         attempt = _Attempt()
-        _, routing_key, _ = route
-        message_id = properties.message_id
         try:
             yield attempt
         except TimeoutError as error:
             sent = attempt.has_channel
-            raise timed_out(
-                routing_key, message_id, timeout_s, self._connection, sent=sent
-            ) from error
+            raise timed_out(message, timeout_s, self._connection, sent=sent) from error
         except (PublishError, BrokerRefusedError, TopologyMismatchError):
             raise
         except BrokerError as error:
-            raise ConnectionLostError(f"{routing_key} {message_id}: not sent, {error}") from error
+            raise ConnectionLostError(
+                f"{message.routing_key} {message.id}: not sent, {error}"
+            ) from error
         except BaseException as error:
             if not is_channel_error(error) and not isinstance(error, NOT_ENCODABLE):
                 raise
-            raise self.explained(error, body, properties, route, timeout_s) from error
+            raise self.explained(error, message, timeout_s) from error
 
     # Channels
 
     @asynccontextmanager
-    async def _channel_for(self, body: bytes, message_id: str) -> AsyncIterator[AbstractChannel]:
-        if len(body) < _ALONE_FROM_BYTES:
-            async with self._one_in_flight(message_id):
+    async def _channel_for(self, message: Message) -> AsyncIterator[AbstractChannel]:
+        if len(message.body) < _ALONE_FROM_BYTES:
+            async with self._one_in_flight(str(message.id)):
                 yield await self._shared_channel()
             return
         async with self._alone:

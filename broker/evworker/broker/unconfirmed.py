@@ -21,20 +21,16 @@ from evworker.broker.fastlane.confirms import RefusedError, ReturnedError
 
 if TYPE_CHECKING:
     from evworker.broker.connection import Connection
+    from evworker.broker.message import Message
 
 NOT_ENCODABLE = (TypeError, ValueError, OverflowError, struct.error)
 
 
 def timed_out(
-    routing_key: str,
-    message_id: str | None,
-    timeout_s: float,
-    connection: Connection,
-    *,
-    sent: bool,
+    message: Message, timeout_s: float, connection: Connection, *, sent: bool
 ) -> PublishTimeoutError:
     """The deadline has passed, and whether there was a channel to send it on before."""
-    what = f"{routing_key} {message_id}"
+    what = f"{message.routing_key} {message.id}"
     if not sent:
         return PublishTimeoutError(
             f"{what}: not sent, there was no channel to {connection.address} for {timeout_s:g} s"
@@ -47,14 +43,11 @@ def timed_out(
 
 
 def explained(  # noqa: PLR0911 - a table
-    error: BaseException,
-    exchange: str,
-    routing_key: str,
-    message_id: str | None,
-    body_bytes: int,
+    error: BaseException, message: Message
 ) -> PublishError:
     """What the tap or aiormq answered a publish with, or ended it with."""
-    what = f"{routing_key} {message_id}"
+    exchange, routing_key, _ = message.route
+    what = f"{routing_key} {message.id}"
     match error:
         case aiormq.exceptions.PublishError() | ReturnedError():
             where = f"exchange {exchange!r}" if exchange else "the default exchange"
@@ -67,8 +60,8 @@ def explained(  # noqa: PLR0911 - a table
                 f"{what}: the broker did not take it (its queue is full, or it failed inside)"
             )
         # These three close the channel for everybody on it; whose fault it was stands in the text.
-        case aiormq.exceptions.ChannelPreconditionFailed() if f"message size {body_bytes} " in str(
-            error
+        case aiormq.exceptions.ChannelPreconditionFailed() if (
+            f"message size {len(message.body)} " in str(error)
         ):
             return MessageTooLargeError(f"{what}: {error}")
         case aiormq.exceptions.ChannelNotFoundEntity() if repr(exchange) in str(error):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import enum
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -595,3 +596,17 @@ def test_an_id_that_was_made_up_says_so(body: bytes, properties: Properties) -> 
 
 def test_ids_are_unique() -> None:
     assert len({new_id() for _ in range(10_000)}) == 10_000
+
+
+def test_ids_are_unique_across_a_fork() -> None:
+    new_id()  # which leaves random digits for others
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, new_id().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as written:
+        of_child = written.read()
+    assert of_child[-17:] != new_id()[-17:]  # the random digits; the others are the time

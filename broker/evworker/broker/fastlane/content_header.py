@@ -17,9 +17,12 @@ from pamqp import decode, encode
 from pamqp.header import ContentHeader
 
 from evworker.broker.envelope import CONTENT_TYPE
+from evworker.broker.properties import PERSISTENT
 
 if TYPE_CHECKING:
     from pamqp.common import FieldTable
+
+    from evworker.broker.envelope import Envelope
 
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
 
@@ -32,6 +35,12 @@ _flags = struct.Struct(">H").unpack_from
 _STRUCTURED = bytes((len(CONTENT_TYPE),)) + CONTENT_TYPE.encode()
 _STRUCTURED_END = _PROPERTIES_AT + len(_STRUCTURED)
 _EMPTY_TABLE = bytes(4)
+
+# Of an event: content type, headers, delivery mode, correlation id, message id, timestamp, type and
+# application id; the first three are always the same.
+_EVENT_FLAGS = 0b1011_0100_1110_1000
+_EVENT_START = _STRUCTURED + _EMPTY_TABLE + bytes((PERSISTENT,))
+_EPOCH_YEAR, _MILLISECONDS_YEAR = 1970, 2106  # from the latter on pamqp reads milliseconds
 
 _UNREADABLE = (ValueError, LookupError, RecursionError, struct.error)
 
@@ -80,6 +89,37 @@ def encode_header(properties: spec.Basic.Properties, body_bytes: int) -> bytes:
         what = "is too long" if isinstance(error, IndexError) else "has the wrong type"
         raise ValueError(f"one of the properties {what}: {error}") from error
     return _start(_CLASS_BASIC, 0, body_bytes, flags) + b"".join(parts)
+
+
+def encode_event_header(envelope: Envelope, body_bytes: int) -> bytes | None:
+    """The same for what every event has and no more, at a fifth of the time; None for all others.
+
+    Raises UnicodeEncodeError for a lone surrogate.
+    """
+    id, correlation_id, time = envelope.id, envelope.correlation_id, envelope.time
+    topic, source = envelope.topic, envelope.source
+    if (
+        not (id and correlation_id and topic and source)
+        or envelope.traceparent
+        or time.tzinfo is not UTC
+        or not _EPOCH_YEAR < time.year < _MILLISECONDS_YEAR
+    ):
+        return None
+    try:
+        its_id = _text(id)
+        return b"".join(
+            (
+                _start(_CLASS_BASIC, 0, body_bytes, _EVENT_FLAGS),
+                _EVENT_START,
+                its_id if correlation_id == id else _text(correlation_id),
+                its_id,
+                _seconds(int(time.timestamp())),
+                _kept_text(topic),
+                _kept_text(source),
+            )
+        )
+    except IndexError:  # one of them is too long
+        return None
 
 
 def _encoded(  # noqa: C901, PLR0912 - a property a line: a loop over them takes twice the time

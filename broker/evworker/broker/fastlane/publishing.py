@@ -11,7 +11,7 @@ import pamqp.frame
 from aiormq import spec
 
 from evworker.broker.fastlane.confirms import Confirms, RefusedError, ReturnedError
-from evworker.broker.fastlane.content_header import decode_properties, encode_header
+from evworker.broker.fastlane.content_header import decode_properties
 from evworker.broker.fastlane.frames import (
     BASIC_ACK,
     BASIC_NACK,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from evworker.broker.fastlane.confirms import Confirm, Route
     from evworker.broker.fastlane.tap import Tap
+    from evworker.broker.message import Message
 
 _tag_and_flags = struct.Struct(">QB").unpack_from
 _MULTIPLE = 1
@@ -85,20 +86,18 @@ class TappedPublishing:
         """Wait until the channel, whose end was seen coming, has closed."""
         await asyncio.wait([self._closing])
 
-    def publish(
-        self, body: bytes, properties: spec.Basic.Properties, route: Route, timeout_s: float
-    ) -> Confirm:
+    def publish(self, message: Message, timeout_s: float) -> Confirm:
         """Send it at the end of this turn. The answer after `timeout_s` seconds is a TimeoutError.
 
         Raises ValueError, TypeError, OverflowError or struct.error, with nothing sent, for what
         AMQP can't carry.
         """
+        body, route, header = message.body, message.route, message.header
         publish = self._routes.get(route) or self._encoded(route)
         size = len(body)
-        header = encode_header(properties, size)
         confirm: Confirm = self._loop.create_future()
         deadline = self._loop.time() + timeout_s
-        self._confirms.add(confirm, deadline, route, properties.message_id or None, body)
+        self._confirms.add(confirm, deadline, route, message.id, body)
         channel = self._channel
         out = self._out
         out += (publish, _frame_start(HEADER, channel, len(header)), header)

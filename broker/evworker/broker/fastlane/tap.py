@@ -53,8 +53,9 @@ class Tap(asyncio.StreamReaderProtocol):
         self._gathering: list[Callable[[], bytes]] = []
         self._is_scheduled = False
         self._is_over = False
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self.is_writable = True
+        """Whether the other end still keeps up with what is written."""
+        self._resumed = asyncio.Event()
 
     def expect_frames(self, largest: int) -> None:
         """The handshake is over: whatever is no frame of at most `largest` bytes is an error."""
@@ -70,14 +71,10 @@ class Tap(asyncio.StreamReaderProtocol):
 
     # Writing
 
-    @property
-    def is_writable(self) -> bool:
-        """Whether the other end still keeps up with what is written."""
-        return self._writable.is_set()
-
     async def writable(self) -> None:
-        """Wait until it does, or until the connection is gone."""
-        await self._writable.wait()
+        """Wait until the other end keeps up, or until the connection is gone."""
+        while not self.is_writable:
+            await self._resumed.wait()
 
     def write(self, frames: bytes) -> None:
         """Write whole frames at the end of this turn of the loop, all that there are in one go."""
@@ -106,13 +103,13 @@ class Tap(asyncio.StreamReaderProtocol):
                 tap.closed()
 
     def _schedule(self) -> None:
-        if not self._is_scheduled and self._writable.is_set():
+        if not self._is_scheduled and self.is_writable:
             self._is_scheduled = True
             self._event_loop.call_soon(self._flush_scheduled)
 
     def _flush_scheduled(self) -> None:
         self._is_scheduled = False
-        if self._writable.is_set():
+        if self.is_writable:
             self.flush()
 
     # What the transport calls
@@ -147,11 +144,13 @@ class Tap(asyncio.StreamReaderProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._writable.clear()
+        self.is_writable = False
+        self._resumed.clear()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._writable.set()
+        self.is_writable = True
+        self._resumed.set()
         if self._out or self._gathering:
             self._schedule()
 
@@ -163,7 +162,8 @@ class Tap(asyncio.StreamReaderProtocol):
         self._is_over = True
         self._out.clear()
         self._gathering.clear()
-        self._writable.set()
+        self.is_writable = True
+        self._resumed.set()
         taps, self._taps = self._taps, {}
         for tap in taps.values():
             tap.closed()

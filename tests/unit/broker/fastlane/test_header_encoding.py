@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.header import ContentHeader
 
+from evworker.broker.envelope import Envelope
+from evworker.broker.errors import HeadersError
 from evworker.broker.fastlane.content_header import decode_properties, encode_header
+from evworker.broker.message import event_message
+from evworker.broker.properties import message_properties
 from evworker.broker.unconfirmed import NOT_ENCODABLE
 
 
@@ -21,6 +25,10 @@ def is_encodable(text: str) -> bool:
         return len(text.encode()) <= 255
     except UnicodeEncodeError:
         return False
+
+
+def is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 SHORT_TEXT = st.text(max_size=80).filter(is_encodable)
@@ -89,3 +97,37 @@ def test_what_amqp_can_not_carry_is_an_error_here_as_there(named: dict[str, Any]
         ContentHeader(body_size=1, properties=properties).marshal()
     with pytest.raises(NOT_ENCODABLE):
         encode_header(properties, 1)
+
+
+@given(
+    named=st.fixed_dictionaries(
+        {
+            "id": SHORT_TEXT,
+            "source": SHORT_TEXT,
+            "topic": SHORT_TEXT,
+            "time": st.datetimes(
+                min_value=datetime(1960, 1, 3),  # noqa: DTZ001 - the zone is drawn too
+                timezones=st.sampled_from([UTC, timezone(timedelta(hours=-11))]),
+            ),
+            "correlation_id": st.none() | st.text(max_size=300).filter(is_unicode),
+        },
+        optional={"traceparent": SHORT_TEXT},
+    ),
+    priority=st.none() | st.integers(0, 255),
+)
+def test_an_event_has_the_same_header_by_the_short_way(
+    named: dict[str, Any], priority: int | None
+) -> None:
+    envelope = Envelope(data=b"{}", **named)
+    by_the_long_way = message_properties(envelope, priority, None)
+    written = event_message(envelope, b"body", ("", "", True), priority, None)
+    assert written.header == encode_header(by_the_long_way, 4)
+    assert encode_header(written.properties, 4) == written.header
+
+
+@pytest.mark.parametrize("name", ["id", "source", "topic"])
+def test_an_event_whose_properties_are_too_long_is_refused_by_name(name: str) -> None:
+    named: dict[str, Any] = {"id": "1", "source": "tests", "topic": "a"} | {name: "ü" * 128}
+    envelope = Envelope(data=b"{}", time=datetime.now(UTC), correlation_id="1", **named)
+    with pytest.raises(HeadersError, match=f"the {name} 'ü+'… is longer than 255 bytes"):
+        event_message(envelope, b"body", ("", "", True), None, None)
