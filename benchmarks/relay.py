@@ -218,14 +218,16 @@ async def measure_latency(
         Connection(url, name="bench") as connection,
     ):
         relay = Relay(database, connection, exchange=exchange)
-        send = relay._publisher.send  # noqa: SLF001 - where the relay ends and the broker begins
+        begin = relay._publisher.begin  # noqa: SLF001 - where the relay ends and the broker begins
 
-        async def timed(body: bytes, properties: Any, **options: Any) -> None:
-            published.append(time.perf_counter() - begun[properties.message_id])
-            await send(body, properties, **options)
-            confirmed.append(time.perf_counter() - begun[properties.message_id])
+        def timed(message: Any, timeout_s: float) -> Any:
+            began = begun[message.id]
+            published.append(time.perf_counter() - began)
+            confirm = begin(message, timeout_s)
+            confirm.add_done_callback(lambda _: confirmed.append(time.perf_counter() - began))
+            return confirm
 
-        relay._publisher.send = timed  # type: ignore[method-assign]  # noqa: SLF001
+        relay._publisher.begin = timed  # type: ignore[method-assign]  # noqa: SLF001
         running = asyncio.create_task(relay.run())
         await relay.ready.wait()
         while not relay._wakeup.is_listening:  # noqa: SLF001

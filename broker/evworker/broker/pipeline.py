@@ -47,13 +47,14 @@ class Pipeline:
         return True
 
     async def put(self, envelope: Envelope, message: Message) -> None:
-        """The same, as soon as there is room. Raises as `Sending.begin` does."""
+        """The same, as soon as there is room. Raises as `Publisher.send` does."""
         self._put = 0
         await asyncio.sleep(0)
         while len(self._out) >= _AT_ONCE or (self._out and self._out_bytes >= _BYTES_AT_ONCE):
             await self._take()
         if not self.put_now(envelope, message):
-            self._keep(envelope, message, await self._sending.begin(message, self._timeout_s))
+            confirm = await self._sending.begin_in_order(message, self._timeout_s)
+            self._keep(envelope, message, confirm)
 
     async def drain(self) -> None:
         """Wait until nothing is on its way any more."""

@@ -16,6 +16,7 @@ from evworker.broker.connection import Connection
 from evworker.broker.envelope import Envelope
 from evworker.broker.errors import (
     BrokerError,
+    EvworkerError,
     HeadersError,
     MessageTooLargeError,
     PublishManyError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from evworker.broker.address import BrokerAddress
     from evworker.broker.event import Event
+    from evworker.broker.fastlane.confirms import Confirm
 
 DEFAULT_TIMEOUT_S = 10.0
 
@@ -209,6 +211,20 @@ class Publisher:
         message = Message(body, route, properties.message_id or None, None, properties)
         self._check_size(message)
         await self._sending.send(message, self.timeout_s if timeout_s is None else timeout_s)
+
+    def begin(self, message: Message, timeout_s: float) -> Confirm:
+        """Send a message, at once or by a task that waits until it can be; raises HeadersError.
+
+        The confirm says what came of it, for `explained`.
+        """
+        self._check_size(message)
+        return self._sending.begin(message, timeout_s)
+
+    def explained(
+        self, failure: BaseException, message: Message, timeout_s: float
+    ) -> EvworkerError:
+        """Why a message that was begun has no confirm."""
+        return self._sending.explained(failure, message, timeout_s)
 
     def _message(
         self,

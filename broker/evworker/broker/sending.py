@@ -91,12 +91,15 @@ class Sending:
         except NOT_ENCODABLE as error:
             raise self.explained(error, message, timeout_s) from error
 
-    async def begin(self, message: Message, timeout_s: float) -> Confirm:
-        """The same, which waits for what it takes. Raises as `send` does, with nothing sent."""
+    async def begin_in_order(self, message: Message, timeout_s: float) -> Confirm:
+        """The same, which waits until it can be. Raises as `send` does, with nothing sent."""
         confirm = await self._begin_late(message, timeout_s)
-        if confirm is not None:
-            return confirm
-        return asyncio.ensure_future(self._outcome(message, timeout_s))
+        return confirm or asyncio.ensure_future(self._outcome(message, timeout_s))
+
+    def begin(self, message: Message, timeout_s: float) -> Confirm:
+        """The same, which leaves the wait to a task, and so may be overtaken."""
+        confirm = self.begin_now(message, timeout_s)
+        return confirm or asyncio.ensure_future(self._outcome(message, timeout_s))
 
     def explained(
         self, failure: BaseException, message: Message, timeout_s: float
@@ -128,7 +131,7 @@ class Sending:
 
     async def _outcome(self, message: Message, timeout_s: float) -> BaseException | None:
         try:
-            await self._send_by_library(message, timeout_s)
+            await self.send(message, timeout_s)
         except EvworkerError as error:
             return error
         return None

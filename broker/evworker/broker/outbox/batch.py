@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -33,16 +34,27 @@ from evworker.broker.errors import (
     TopologyMismatchError,
     UndecodableError,
 )
+from evworker.broker.message import event_message
 from evworker.broker.outbox.row import decoded_headers
 from evworker.broker.outbox.store import ClaimedRow
-from evworker.broker.properties import message_properties
 
 if TYPE_CHECKING:
-    from aiormq import spec
-
+    from evworker.broker.fastlane.confirms import Confirm
+    from evworker.broker.message import Message
     from evworker.broker.publisher import Publisher
 
-LANES = 200
+AT_ONCE = 200
+"""How many rows of one claim are on their way at once."""
+
+
+class _Sent(NamedTuple):
+    """A row that is on its way, and those of its key that wait for it."""
+
+    row: ClaimedRow
+    chain: Iterator[ClaimedRow]
+    timeout_s: float
+    is_cut_short: bool
+    """Whether its deadline is that of the lease."""
 
 
 class Batch:
@@ -72,9 +84,9 @@ class Batch:
         self._until = until
         self._finished = finished
         self._is_stopped = False
-        self._chains = iter(_chains(rows))
-        self._lanes: set[asyncio.Task[None]] = set()
-        self._size = len(rows)
+        self._chains = map(iter, _chains(rows))
+        self._sent: set[Confirm] = set()
+        self._over: asyncio.Future[None] | None = None
 
     def stop(self) -> None:
         """Send nothing more; what was sent may still be confirmed."""
@@ -82,67 +94,91 @@ class Batch:
 
     async def publish(self, *, step_s: float) -> bool:
         """Go on for `step_s` seconds at most; returns whether every row has come to an end."""
-        if not self._lanes:
-            lanes = min(LANES, self._size)
-            self._lanes = {asyncio.create_task(self._lane()) for _ in range(lanes)}
-        _, pending = await asyncio.wait(self._lanes, timeout=step_s)
-        if not pending:
-            for lane in self._lanes:
-                lane.result()
-        return not pending
+        if self._over is None:
+            self._over = asyncio.get_running_loop().create_future()
+            self._go_on()
+        await asyncio.wait((self._over,), timeout=step_s)
+        if self._over.done():
+            self._over.result()
+        return self._over.done()
 
     async def abandon(self) -> None:
         """Wait for no more confirms; rows without one are in none of the lists."""
         self.stop()
-        await cancel_all(*self._lanes)
+        sent, self._sent = self._sent, set()
+        await cancel_all(*sent)
 
-    async def _lane(self) -> None:
-        for chain in self._chains:
-            await self._send_in_order(chain)
+    def _go_on(self) -> None:
+        """Begin as many chains as may be on their way."""
+        while len(self._sent) < AT_ONCE and (chain := next(self._chains, None)) is not None:
+            self._send_next(chain)
+        if not self._sent:
+            self._end()
 
-    async def _send_in_order(self, chain: list[ClaimedRow]) -> None:
-        for position, row in enumerate(chain):
-            if self._is_stopped or self.fatal or self.lost or time.monotonic() >= self._until:
-                self._leave(chain[position:])
-                return
-            is_confirmed = await self._send(row)
+    def _send_next(self, chain: Iterator[ClaimedRow]) -> None:
+        row = next(chain, None)
+        if row is None:
+            return
+        timeout_s, lease_s = self._publisher.timeout_s, self._until - time.monotonic()
+        if self._is_stopped or self.fatal or self.lost or lease_s <= 0:
+            self._leave([row, *chain])
+            return
+        sent = _Sent(row, chain, min(timeout_s, lease_s), lease_s < timeout_s)
+        try:
+            message = _message_of(row, self._publisher.exchange)
+            confirm = self._publisher.begin(message, sent.timeout_s)
+        except (PublishError, EventError) as error:
+            self._fail(sent, error)
+            return
+        self._sent.add(confirm)
+        confirm.add_done_callback(partial(self._answered, sent, message))
+
+    def _answered(self, sent: _Sent, message: Message, confirm: Confirm) -> None:
+        if confirm not in self._sent or self._over is None:
+            return  # it was abandoned
+        self._sent.discard(confirm)
+        try:
+            failure = confirm.result()
+        except BaseException as error:  # noqa: BLE001 - whoever awaits the batch is told
+            self._end(error)
+            return
+        if failure is None:
+            self.confirmed.append(sent.row.seq)
             self._finished(1)
-            if not is_confirmed:
-                self._leave(chain[position + 1 :])
-                return
+            self._send_next(sent.chain)
+        else:
+            self._fail(sent, self._publisher.explained(failure, message, sent.timeout_s))
+        self._go_on()
+
+    def _fail(self, sent: _Sent, error: Exception) -> None:
+        """The row was not confirmed, and those behind it in its chain have to wait."""
+        match error:
+            case PublishTimeoutError() if sent.is_cut_short:
+                self.left.append(sent.row)
+            case PublishTimeoutError():
+                self.overdue.append((sent.row, error))
+            case ConnectionLostError():
+                self.lost = error
+                self.left.append(sent.row)
+            case BrokerRefusedError() | TopologyMismatchError():
+                self.fatal = error
+                self.left.append(sent.row)
+            case _:
+                self.refused.append((sent.row, error))
+        self._finished(1)
+        self._leave(list(sent.chain))
 
     def _leave(self, rows: list[ClaimedRow]) -> None:
         self.left += rows
         self._finished(len(rows))
 
-    async def _send(self, row: ClaimedRow) -> bool:
-        timeout_s = self._publisher.timeout_s
-        lease_s = self._until - time.monotonic()
-        try:
-            await self._publisher.send(
-                row.body,
-                _properties_of(row),
-                exchange=self._publisher.exchange,
-                routing_key=row.topic,
-                timeout_s=min(timeout_s, lease_s),
-            )
-        except PublishTimeoutError as error:
-            if lease_s < timeout_s:
-                self.left.append(row)
-            else:
-                self.overdue.append((row, error))
-        except ConnectionLostError as error:
-            self.lost = error
-            self.left.append(row)
-        except (BrokerRefusedError, TopologyMismatchError) as error:
-            self.fatal = error
-            self.left.append(row)
-        except (PublishError, EventError) as error:
-            self.refused.append((row, error))
+    def _end(self, error: BaseException | None = None) -> None:
+        if self._over is None or self._over.done():
+            return
+        if error is None:
+            self._over.set_result(None)
         else:
-            self.confirmed.append(row.seq)
-            return True
-        return False
+            self._over.set_exception(error)
 
 
 def _chains(rows: Sequence[ClaimedRow]) -> list[list[ClaimedRow]]:
@@ -171,11 +207,11 @@ class _Attributes(msgspec.Struct):
 _attributes = msgspec.json.Decoder(_Attributes)
 
 
-def _properties_of(row: ClaimedRow) -> spec.Basic.Properties:
+def _message_of(row: ClaimedRow, exchange: str) -> Message:
     """Raises HeadersError or UndecodableError for a row that `Outbox.add` has not written."""
     try:
         attributes = _attributes.decode(row.body)
-        headers = decoded_headers(row.headers)
+        headers = None if row.headers is None else decoded_headers(row.headers)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableError(
             f"{row.topic} {row.event_id}: the row is damaged: {error}"
@@ -190,4 +226,4 @@ def _properties_of(row: ClaimedRow) -> spec.Basic.Properties:
         correlation_id=attributes.correlationid,
         traceparent=attributes.traceparent,
     )
-    return message_properties(envelope, row.priority, headers)
+    return event_message(envelope, row.body, (exchange, row.topic, True), row.priority, headers)
