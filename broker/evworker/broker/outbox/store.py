@@ -21,7 +21,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -76,8 +77,7 @@ class Claim:
     """In order, where the database returns what it updates; else `OutboxStore.read` has them."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedRow:
+class ClaimedRow(NamedTuple):
     """An event to be published."""
 
     seq: int
@@ -159,7 +159,7 @@ class OutboxStore:
                 rows = await connection.execute(
                     statements.READ.where(self._among(claim.seqs)), {"token": claim.token}
                 )
-                return [ClaimedRow(*row) for row in rows]
+                return list(map(ClaimedRow._make, rows))
 
     async def settle(self, token: str, seqs: Sequence[int]) -> int:
         """Remove, or keep as sent, what the broker has; returns how many were still ours."""
@@ -315,8 +315,8 @@ class OutboxStore:
                 claim = claim.returning(*statements.CLAIMED_ROW)
             taken = await connection.execute(claim, values)
             if self._returns_updated:
-                rows += [ClaimedRow(*row) for row in taken]
-        return sorted(rows, key=lambda row: row.seq) if self._returns_updated else None
+                rows += map(ClaimedRow._make, taken)
+        return sorted(rows, key=attrgetter("seq")) if self._returns_updated else None
 
     async def _choose(self, connection: AsyncConnection, limit: int) -> list[int]:
         chosen: list[int] = []
