@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from aio_pika.abc import AbstractChannel
+from pamqp import commands, frame
+from pamqp.base import Frame
 
 from evworker.broker import (
     BrokerError,
@@ -330,6 +333,28 @@ async def test_a_lost_connection_loses_nothing_and_it_can_be_run_again(
     there = await ids_in(connection, queue)
     assert set(there) == set(numbered(*range(2_000)))
     assert len(there) - 2_000 <= MOST_AT_ONCE
+
+
+async def test_letters_are_removed_together_where_nothing_is_kept_before_them(
+    connection: Connection, proxy: Proxy, queue: str, letters: str
+) -> None:
+    """Told of each by itself, a broker forgets hundreds when the connection is cut."""
+    await put(connection, letters, map(order, range(500)))
+    async with Connection(proxy.address, name="watched") as watched:
+        await replay_dead_letters(watched, letters)
+    acks = [one for one in methods_in(bytes(proxy.received)) if isinstance(one, commands.Basic.Ack)]
+    assert acks
+    assert all(ack.multiple for ack in acks)
+    assert await count_messages(connection, letters) == 0
+
+
+def methods_in(stream: bytes) -> Iterator[Frame]:
+    rest = stream.removeprefix(b"AMQP\x00\x00\x09\x01")
+    while rest:
+        size, _, method = frame.unmarshal(rest)
+        rest = rest[size:]
+        if isinstance(method, Frame):
+            yield method
 
 
 async def test_one_that_is_cancelled_leaves_nothing_in_both_places(

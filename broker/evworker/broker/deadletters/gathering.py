@@ -7,6 +7,7 @@ A thousand letters a second are spared that here: publishes and acks of one turn
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiormq.abc import ChannelFrame
@@ -23,12 +24,12 @@ class Gathering:
     def __init__(self, channel: AbstractChannel) -> None:
         self._writes = channel.connection.write_queue
         self._channel = channel
-        self._frames: list[bytes] = []
+        self._making: list[Callable[[], bytes]] = []
         self._writing: asyncio.Task[None] | None = None
 
-    def send(self, frame: bytes) -> None:
-        """Send it at the next turn of the loop; on a channel that is gone, nowhere."""
-        self._frames.append(frame)
+    def send(self, make: Callable[[], bytes]) -> None:
+        """Send what is made at the next turn of the loop; on a channel that is gone, nothing."""
+        self._making.append(make)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
 
@@ -39,11 +40,11 @@ class Gathering:
 
     async def _write(self) -> None:
         try:
-            while self._frames and not self._channel.is_closed:
-                payload = b"".join(self._frames)
-                self._frames.clear()
+            while self._making and not self._channel.is_closed:
+                making, self._making = self._making, []
+                payload = b"".join(make() for make in making)
                 frame = ChannelFrame(payload, should_close=False)
                 await written(self._channel, self._writes.put(frame))
         finally:
             self._writing = None
-            self._frames.clear()
+            self._making.clear()

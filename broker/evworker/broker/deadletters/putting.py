@@ -159,7 +159,7 @@ class Putting(Generic[T]):
         self._running[id] = len(message)
         self._bytes += len(message)
         confirmation.add_done_callback(partial(self._ended, id, token))
-        self._out.send(message)
+        self._out.send(lambda: message)
 
     def _ended(self, id: str, token: T, confirmation: asyncio.Future[object]) -> None:
         self._bytes -= self._running.pop(id, 0)

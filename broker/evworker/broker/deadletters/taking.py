@@ -8,6 +8,7 @@ tags are kept of what is held: when the process is killed meanwhile, the broker 
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
@@ -329,11 +330,27 @@ class _Holder:
         self.channel = channel
         self.out = Gathering(channel)
         self.held: dict[int, int] = {}
+        self._removed: list[int] = []
+        """Those whose acks are to be written."""
 
     def remove(self, tag: int) -> None:
-        ack = spec.Basic.Ack(delivery_tag=tag, multiple=False)
-        self.out.send(pamqp.frame.marshal(ack, self.channel.number))
         self.held.pop(tag, None)
+        self._removed.append(tag)
+        if len(self._removed) == 1:
+            self.out.send(self._acks)
+
+    def _acks(self) -> bytes:
+        """One for all before which nothing is held, and one for each of the others.
+
+        A broker that is told of hundreds one by one keeps some of them from a busy quorum queue,
+        and forgets these if the connection is cut.
+        """
+        removed, self._removed = sorted(self._removed), []
+        first_held = next(iter(self.held), removed[-1] + 1)
+        alone = bisect_left(removed, first_held)
+        acks = [spec.Basic.Ack(tag, multiple=True) for tag in removed[:alone][-1:]]
+        acks += [spec.Basic.Ack(tag, multiple=False) for tag in removed[alone:]]
+        return b"".join(pamqp.frame.marshal(ack, self.channel.number) for ack in acks)
 
 
 def tag_of(message: DeliveredMessage) -> int:
