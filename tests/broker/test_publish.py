@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -14,10 +15,13 @@ from aiormq import spec
 
 from evworker.broker import (
     Connection,
+    ConnectionLostError,
     Envelope,
     Event,
     InvalidEventError,
     Publisher,
+    PublishError,
+    PublishManyError,
     UnroutableError,
     count_messages,
 )
@@ -200,6 +204,61 @@ async def test_a_publisher_can_use_a_connection_and_leaves_it_open(
     async with Publisher(connection, exchange=exchange) as publisher:
         await publisher.publish(OrderPlaced(order_id="42"))
     assert await count_messages(connection, f"{exchange}.unrouted") == 1
+
+
+@pytest.mark.parametrize("size", [1, 2**21], ids=["small", "large"])
+async def test_a_closed_publisher_says_so_and_leaves_a_shared_connection_alone(
+    connection: Connection, exchange: str, size: int
+) -> None:
+    publisher = Publisher(connection, exchange=exchange)
+    await publisher.open()
+    await publisher.close()
+    with pytest.raises(ConnectionLostError, match="not sent, the publisher is closed"):
+        await publisher.publish(Blob(content="x" * size))
+    with pytest.raises(PublishManyError, match="the publisher is closed"):
+        await publisher.publish_many([Blob(content="x" * size)])
+    assert await count_messages(connection, f"{exchange}.unrouted") == 0
+
+
+async def test_an_opening_that_meets_a_close_leaves_no_channel_on_a_shared_connection(
+    connection: Connection, exchange: str
+) -> None:
+    publisher = Publisher(connection, exchange=exchange)
+    publishing = asyncio.create_task(publisher.publish(OrderPlaced(order_id="42")))
+    await asyncio.sleep(0)  # it opens its channel
+    await publisher.close()
+    with pytest.raises(ConnectionLostError, match="not sent, the publisher is closed"):
+        await publishing
+    assert publisher._sending.channel is None  # noqa: SLF001 - nobody else can tell
+
+
+async def test_publishing_from_another_event_loop_is_refused_and_says_what_to_do(
+    publisher: Publisher, bind: Bind, take: Take
+) -> None:
+    queue = await bind("orders.*")
+
+    def publish_elsewhere() -> list[Exception]:
+        return [
+            asyncio.run(refusal(publisher.publish(OrderPlaced(order_id="1")))),
+            asyncio.run(refusal(publisher.publish_many([OrderPlaced(order_id="1")]))),
+        ]
+
+    alone, many = await asyncio.to_thread(publish_elsewhere)
+    assert isinstance(alone, PublishError)
+    assert isinstance(many, PublishManyError)
+    for error in (alone, many):
+        assert "not sent, this publisher belongs to another event loop" in str(error)
+        assert "asyncio.run_coroutine_threadsafe" in str(error)
+    await publisher.publish(OrderPlaced(order_id="2"))
+    assert len(await take(queue)) == 1
+
+
+async def refusal(publishing: Awaitable[object]) -> Exception:
+    try:
+        await publishing
+    except PublishError as error:
+        return error
+    raise AssertionError("it was published")
 
 
 async def test_a_closed_publisher_can_be_opened_again(broker_url: str, exchange: str) -> None:

@@ -118,6 +118,24 @@ async def test_a_link_that_stalls_holds_back_what_is_not_sent_yet(
     assert await count_messages(connection, queue.name) == 300
 
 
+async def test_what_a_link_that_stalls_has_never_let_go_is_known_not_to_be_sent(
+    wire: Wire, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "1")  # aiormq does not tell
+    blob = Blob(content="x" * 100_000)
+    async with Publisher(wire.url, exchange=exchange) as wired:
+        wire.stall()
+        ended = await asyncio.gather(
+            *(wired.publish(blob, timeout_s=0.5) for _ in range(300)), return_exceptions=True
+        )
+        wire.flow()
+    assert all(isinstance(error, PublishTimeoutError) for error in ended)
+    unsent = [str(error) for error in ended if "not sent" in str(error)]
+    assert 0 < len(unsent) < 300
+    assert all("does not keep up for 0.5 s" in text for text in unsent)
+    assert not any("may have it" in text for text in unsent)
+
+
 def waiting_to_be_written(publisher: Publisher) -> int:
     tap = publisher._connection._tap  # noqa: SLF001 - what lies in this process, not in the socket
     if tap is None:

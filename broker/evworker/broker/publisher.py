@@ -91,8 +91,11 @@ class Publisher:
             raise
 
     async def close(self) -> None:
-        """Close the channel, and the connection if it is this publisher's own."""
-        channel = self._sending.forget()
+        """Close the channel, and the connection if it is this publisher's own.
+
+        From then on a publish raises ConnectionLostError, until the publisher is opened again.
+        """
+        channel = self._sending.close()
         if self._owns_connection:
             await self._connection.close()
         elif channel is not None:

@@ -54,15 +54,18 @@ class Sending:
         self._in_flight: dict[str, asyncio.Event] = {}
         self._alone = asyncio.Semaphore(_ALONE_AT_ONCE)
         self._closing: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
 
     async def open(self) -> None:
         """Declare the exchange and open the shared channel, unless that is done."""
+        self._is_closed = False
         await self._shared_channel()
 
-    def forget(self) -> AbstractChannel | None:
-        """Send nothing more on the shared channel; returns it, to be closed."""
-        channel, self.channel, self._lane = self.channel, None, None
-        return channel
+    def close(self) -> AbstractChannel | None:
+        """Send nothing more until `open`; returns the shared channel, to be closed."""
+        self._is_closed, self._loop = True, None
+        return self._forget()
 
     async def closed(self) -> None:
         """Wait until the channels of large messages are closed."""
@@ -81,8 +84,11 @@ class Sending:
     def begin_now(self, message: Message, timeout_s: float) -> Confirm | None:
         """Send a message behind all that were begun before; None, and not sent, if that can't be.
 
-        The confirm is for `explained`. Raises HeadersError, with nothing sent.
+        The confirm is for `explained`. Raises HeadersError, or PublishError from another event loop
+        than before, with nothing sent.
         """
+        if self._loop is not asyncio.get_running_loop():
+            self._belong_here(message)
         lane = self._lane
         if lane is None or not lane.is_ready or len(message.body) >= _ALONE_FROM_BYTES:
             return None
@@ -108,8 +114,18 @@ class Sending:
         if isinstance(failure, EvworkerError):
             return failure
         if isinstance(failure, TimeoutError):
-            return timed_out(message, timeout_s, self._connection, sent=True)
+            return timed_out(message, timeout_s, self._connection, has_channel=True, sent=True)
         return explained(failure, message)
+
+    def _belong_here(self, message: Message) -> None:
+        if self._loop is not None:
+            raise PublishError(
+                f"{message.routing_key} {message.id}: not sent, this publisher belongs to another "
+                "event loop; hand the publish over with asyncio.run_coroutine_threadsafe, or open "
+                "a publisher in this loop"
+            )
+        if not self._is_closed:
+            self._loop = asyncio.get_running_loop()
 
     async def _begin_late(self, message: Message, timeout_s: float) -> Confirm | None:
         """Begin once there is a channel that takes it; None if that is for the library to do."""
@@ -143,7 +159,7 @@ class Sending:
             asyncio.timeout(timeout_s),
             self._channel_for(message) as channel,
         ):
-            attempt.has_channel = True
+            attempt.has_channel = attempt.is_sent = True
             await channel.basic_publish(
                 message.body,
                 exchange=exchange,
@@ -158,8 +174,13 @@ class Sending:
         try:
             yield attempt
         except TimeoutError as error:
-            sent = attempt.has_channel
-            raise timed_out(message, timeout_s, self._connection, sent=sent) from error
+            raise timed_out(
+                message,
+                timeout_s,
+                self._connection,
+                has_channel=attempt.has_channel,
+                sent=attempt.is_sent,
+            ) from error
         except (PublishError, BrokerRefusedError, TopologyMismatchError):
             raise
         except BrokerError as error:
@@ -180,7 +201,7 @@ class Sending:
                 yield await self._shared_channel()
             return
         async with self._alone:
-            channel = await self._connection.channel(confirms=True)
+            channel = await self._new_channel()
             try:
                 yield channel
             finally:
@@ -204,6 +225,7 @@ class Sending:
 
     async def _shared_channel(self) -> AbstractChannel:
         while True:
+            self._raise_if_closed()
             lane = self._lane
             if lane is not None and not lane.is_live:
                 await lane.ended()  # which is seen coming before aiormq has heard of it
@@ -214,16 +236,34 @@ class Sending:
                     await self._open_channel()
 
     async def _open_channel(self) -> None:
-        self.forget()
+        self._forget()
+        self._loop = asyncio.get_running_loop()
         await apply_topology(self._connection, events_topology(self._exchange))
-        channel = await self._connection.channel(confirms=True)
+        channel = await self._new_channel()
         tap = self._connection.tap_of(channel)
         self._lane = None if tap is None else TappedPublishing(tap, channel)
         self.channel = channel
+
+    async def _new_channel(self) -> AbstractChannel:
+        self._raise_if_closed()
+        channel = await self._connection.channel(confirms=True)
+        if self._is_closed:
+            await close_channel(channel)
+        self._raise_if_closed()
+        return channel
+
+    def _forget(self) -> AbstractChannel | None:
+        channel, self.channel, self._lane = self.channel, None, None
+        return channel
+
+    def _raise_if_closed(self) -> None:
+        if self._is_closed:
+            raise BrokerError("the publisher is closed; open it again first")
 
 
 class _Attempt:
     """One publish by way of the library, or one that has to wait."""
 
     has_channel = False
-    """Whether it can have been sent."""
+    is_sent = False
+    """Whether the broker can have it."""

@@ -27,13 +27,27 @@ NOT_ENCODABLE = (TypeError, ValueError, OverflowError, struct.error)
 
 
 def timed_out(
-    message: Message, timeout_s: float, connection: Connection, *, sent: bool
+    message: Message,
+    timeout_s: float,
+    connection: Connection,
+    *,
+    has_channel: bool,
+    sent: bool,
 ) -> PublishTimeoutError:
-    """The deadline has passed, and whether there was a channel to send it on before."""
+    """The deadline has passed: without a channel, before it could be sent on one, or after."""
     what = f"{message.routing_key} {message.id}"
-    if not sent:
+    if not has_channel:
         return PublishTimeoutError(
             f"{what}: not sent, there was no channel to {connection.address} for {timeout_s:g} s"
+        )
+    if not sent:
+        why = (
+            "the broker blocks publishing"
+            if connection.is_blocked
+            else f"{connection.address} does not keep up"
+        )
+        return PublishTimeoutError(
+            f"{what}: not sent, {why} for {timeout_s:g} s; publish it again, or less at once"
         )
     why = "the broker blocks publishing" if connection.is_blocked else "no confirm"
     return PublishTimeoutError(

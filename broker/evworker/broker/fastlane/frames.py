@@ -15,7 +15,7 @@ import struct
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 FRAME_END = 0xCE
 
@@ -221,6 +221,11 @@ class FrameReader:
     def tap(self, channel: int, tap: ChannelTap) -> None:
         """Give the channel's frames that he takes to `tap`, until the channel is closed."""
         self._tapped[channel] = _Tapped(tap)
+
+    @property
+    def taps(self) -> Mapping[int, ChannelTap]:
+        """By channel, until the channel is closed."""
+        return {channel: tapped.tap for channel, tapped in self._tapped.items()}
 
     def feed(self, data: bytes) -> None:
         """Take the next piece. Raises FrameError, after which nothing can be read any more."""

@@ -47,7 +47,6 @@ class Tap(asyncio.StreamReaderProtocol):
         self._event_loop = loop
         self._socket: asyncio.WriteTransport | None = None
         self._frames = FrameReader(self._hand_on)
-        self._taps: dict[int, ChannelTap] = {}
         self._shown_at = 0.0
         self._out: list[bytes] = []
         self._gathering: list[Callable[[], bytes]] = []
@@ -66,7 +65,6 @@ class Tap(asyncio.StreamReaderProtocol):
         if self._is_over:
             tap.closed()
             return
-        self._taps[channel] = tap
         self._frames.tap(channel, tap)
 
     # Writing
@@ -98,8 +96,8 @@ class Tap(asyncio.StreamReaderProtocol):
         """Hear of what aiormq is about to write, and let what was written before go first."""
         self.flush()
         if data[0] == METHOD and data[7:11] == _CLOSE_INDEX:
-            tap = self._taps.pop(int.from_bytes(data[1:3]), None)
-            if tap is not None:
+            tap = self._frames.taps.get(int.from_bytes(data[1:3]))
+            if tap is not None:  # which still takes what crosses this on its way
                 tap.closed()
 
     def _schedule(self) -> None:
@@ -164,8 +162,7 @@ class Tap(asyncio.StreamReaderProtocol):
         self._gathering.clear()
         self.is_writable = True
         self._resumed.set()
-        taps, self._taps = self._taps, {}
-        for tap in taps.values():
+        for tap in self._frames.taps.values():
             tap.closed()
 
 
