@@ -12,8 +12,10 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from evworker.broker.fastlane.confirms import Confirm
+from evworker.broker.message import Message
 from evworker.broker.outbox.relay import Relay
 from evworker.broker.outbox.store import Claim, ClaimedRow, OutboxStore
 from evworker.broker.publisher import Publisher
@@ -62,13 +64,15 @@ class DyingPublisher(Publisher):
     step: str
     confirmed = 0
 
-    async def send(self, *message: Any, **options: Any) -> None:
+    def begin(self, message: Message, timeout_s: float) -> Confirm:
+        confirm = super().begin(message, timeout_s)
+        confirm.add_done_callback(self.is_confirmed)
+        return confirm
+
+    def is_confirmed(self, _confirm: Confirm) -> None:
+        """Before the relay hears of it."""
         if self.step == "published unconfirmed":
-            # Until the broker has read it: what is in this process dies with it.
-            sending = asyncio.create_task(super().send(*message, **options))
-            await asyncio.wait([sending], return_when=asyncio.FIRST_COMPLETED)
-            die()
-        await super().send(*message, **options)
+            die()  # not before the broker has read it: what is in this process dies with it
         DyingPublisher.confirmed += 1
         if self.step == "some confirmed" and DyingPublisher.confirmed == 7:
             die()
