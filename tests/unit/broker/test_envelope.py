@@ -598,6 +598,7 @@ def test_ids_are_unique() -> None:
     assert len({new_id() for _ in range(10_000)}) == 10_000
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_ids_are_unique_across_a_fork() -> None:
     new_id()  # which leaves random digits for others
     reading, writing = os.pipe()
