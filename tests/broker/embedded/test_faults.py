@@ -84,6 +84,28 @@ async def test_a_publish_is_delivered_twice(ch: Channel, faults: Faults) -> None
     assert await ch.take("q") == ["a", "b", "b", "c"]
 
 
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_a_message_is_delivered_twice_though_it_was_acked(
+    link: Link, ch: Channel, faults: Faults, kind: str
+) -> None:
+    await ch.declare("twice", arguments={"x-queue-type": kind})
+    faults.deliver_twice("twice", times=2)
+    await ch.put("twice", *"abc")
+    await ch.put("q", "untouched")
+    await ch.consume("q")
+    ch.send(Basic.Ack((await ch.delivered()).tag))
+    await ch.consume("twice")
+    first = [await ch.delivered() for _ in range(3)]
+    ch.send(Basic.Ack(first[-1].tag, multiple=True))
+    again = [await ch.delivered() for _ in range(2)]
+    assert [(each.text, each.redelivered) for each in again] == [("a", True), ("b", True)]
+    if kind == "quorum":
+        assert [each.headers["x-delivery-count"] for each in again] == [1, 1]
+    ch.send(Basic.Ack(again[-1].tag, multiple=True))
+    await ch.close()
+    assert await (await link.channel()).take("twice") == []
+
+
 async def test_messages_overtake_each_other(ch: Channel, faults: Faults) -> None:
     faults.reverse("q", 3)
     await ch.put("q", "a", "b")

@@ -293,7 +293,10 @@ class Channel:
     # Settlement
 
     def _on_ack(self, method: Basic.Ack) -> None:
-        self._serve(self._settled(method.delivery_tag, multiple=method.multiple))
+        settled = self._settled(method.delivery_tag, multiple=method.multiple)
+        lost = self.connection.faults.loses_ack
+        _give_back(each for each in settled if lost(each.queue.name, each.entry))
+        self._serve(settled)
 
     def _on_nack(self, method: Basic.Nack) -> None:
         self._settle(method.delivery_tag, multiple=method.multiple, requeue=method.requeue)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evworker.broker.embedded.message import Message
+from evworker.broker.embedded.message import Entry, Message
 from evworker.broker.embedded.refusals import Code, Refusal
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Faults:
         self._delay_s = 0.0
         self._withheld: list[Confirm] = []
         self._reversals: dict[str, tuple[int, list[Message]]] = {}
+        self._acks_to_lose: Counter[str] = Counter()
 
     # Rules
 
@@ -90,6 +92,13 @@ class Faults:
         They are kept from consumers until all of them have come.
         """
         self._reversals[queue] = (count, [])
+
+    def deliver_twice(self, queue: str, times: int = 1) -> None:
+        """Lose the acks of the next `times` messages of the queue, so that each comes again.
+
+        At once, and as redelivered. One that came back already is not meant.
+        """
+        self._acks_to_lose[queue] += times
 
     # Steps
 
@@ -184,3 +193,9 @@ class Faults:
             return ()
         del self._reversals[queue]
         return held[::-1]
+
+    def loses_ack(self, queue: str, entry: Entry) -> bool:
+        """Whether this ack of a message is as if it had never come."""
+        lost = self._acks_to_lose[queue] > 0 and not entry.returned
+        self._acks_to_lose[queue] -= lost
+        return lost
