@@ -13,9 +13,7 @@ from evworker.broker import BrokerVersion
 from evworker.broker.embedded import EmbeddedBroker
 from tests.conformance.client import Channel, Link, linked
 from tests.conftest import broker_id
-from tests.services import broker_urls
-
-EMBEDDED = "embedded"
+from tests.services import EMBEDDED, broker_urls, on_embedded
 
 QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
 
@@ -37,7 +35,8 @@ class Target:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "target" in metafunc.fixturenames:
         real = [
-            pytest.param(url, marks=pytest.mark.broker, id=broker_id(url)) for url in broker_urls()
+            pytest.param(url, marks=pytest.mark.broker, id=broker_id(url))
+            for url in ([] if on_embedded() else broker_urls())
         ]
         metafunc.parametrize("target", [pytest.param(EMBEDDED, id=EMBEDDED), *real], indirect=True)
 

@@ -222,8 +222,17 @@ async def test_an_unknown_type(target: Target, ch: Channel, new: New) -> None:
         Exchange.Delete(exchange=""),
         Exchange.Delete(exchange="amq.topic"),
         Exchange.Bind(destination="amq.topic", source=""),
+        Exchange.Bind(destination="", source="amq.topic"),
+        Exchange.Unbind(destination="amq.topic", source=""),
+        Exchange.Unbind(destination="", source="amq.topic"),
+        Queue.Bind(queue="there is none", exchange=""),
+        Queue.Unbind(queue="there is none", exchange=""),
     ],
-    ids=["reserved name", "default", "delete default", "delete a system's", "bind default"],
+    ids=[
+        *("reserved name", "default", "delete default", "delete a system's", "bind default"),
+        *("bind to default", "unbind default", "unbind from default", "bind a queue"),
+        "unbind a queue",
+    ],
 )
 async def test_what_belongs_to_the_broker(ch: Channel, method: Frame) -> None:
     refusal = await ch.refuses(method)

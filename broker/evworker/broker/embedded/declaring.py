@@ -47,6 +47,7 @@ def _delete_exchange(channel: Channel, method: commands.Exchange.Delete) -> Fram
 
 def _bind_exchange(channel: Channel, method: commands.Exchange.Bind) -> Frame:
     vhost = channel.vhost
+    vhost.refuse_default(method.source)
     target = vhost.exchange(method.destination)
     vhost.bind(method.source, target, method.routing_key, method.arguments or {})
     return commands.Exchange.BindOk()
@@ -54,6 +55,7 @@ def _bind_exchange(channel: Channel, method: commands.Exchange.Bind) -> Frame:
 
 def _unbind_exchange(channel: Channel, method: commands.Exchange.Unbind) -> Frame:
     vhost = channel.vhost
+    vhost.refuse_default(method.source, method.destination)
     if (target := vhost.exchanges.get(method.destination)) is not None:
         vhost.unbind(method.source, target, method.routing_key, method.arguments or {})
     return commands.Exchange.UnbindOk()
@@ -77,6 +79,7 @@ def _declare_queue(channel: Channel, method: commands.Queue.Declare) -> Frame:
 
 
 def _bind_queue(channel: Channel, method: commands.Queue.Bind) -> Frame:
+    channel.vhost.refuse_default(method.exchange)
     queue = queue_named(channel, method.queue)
     key = method.routing_key
     if not method.queue and not key:
@@ -87,6 +90,7 @@ def _bind_queue(channel: Channel, method: commands.Queue.Bind) -> Frame:
 
 def _unbind_queue(channel: Channel, method: commands.Queue.Unbind) -> Frame:
     vhost = channel.vhost
+    vhost.refuse_default(method.exchange)
     name = method.queue or channel.last_queue or ""
     if name in vhost.queues:
         queue = vhost.queue(name, channel.connection)

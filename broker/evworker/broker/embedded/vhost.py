@@ -115,14 +115,14 @@ class VirtualHost:
 
     def exchange(self, name: str) -> Exchange[Queue]:
         """The exchange of this name, which is not the default one."""
-        self._refuse_default(name)
+        self.refuse_default(name)
         if name not in self.exchanges:
             raise Refusal(Code.NOT_FOUND, f"no {self.title('exchange', name)}")
         return self.exchanges[name]
 
     def declare_exchange(self, declared: Exchange[Queue]) -> None:
         name = declared.name
-        self._refuse_default(name)
+        self.refuse_default(name)
         current = self.exchanges.get(name)
         what = self.title("exchange", name)
         if current is None:
@@ -149,7 +149,7 @@ class VirtualHost:
 
     def delete_exchange(self, name: str, *, if_unused: bool) -> None:
         """What is not there is deleted already."""
-        self._refuse_default(name)
+        self.refuse_default(name)
         what = self.title("exchange", name)
         if name.startswith("amq.") and name in self.exchanges:
             raise Refusal(Code.ACCESS_REFUSED, f"deletion of system {what} not allowed")
@@ -173,7 +173,6 @@ class VirtualHost:
         self, source: str, destination: Queue | Exchange[Queue], key: str, arguments: FieldTable
     ) -> None:
         """What is not bound is unbound already."""
-        self._refuse_default(source)
         exchange = self.exchanges.get(source)
         if exchange is not None and exchange.unbind(Binding(destination, key, arguments)):
             self._delete_if_unused(exchange)
@@ -201,6 +200,7 @@ class VirtualHost:
         arguments: FieldTable,
     ) -> Queue:
         what = self.title("queue", name)
+        self._refuse_reserved("queue", name)
         if name in self.queues:
             queue = self.queue(name, owner)
             if exclusive != (queue.exclusive_to is not None):
@@ -210,7 +210,6 @@ class VirtualHost:
             check_equivalent(arguments, queue.arguments, what)
             queue.used()
             return queue
-        self._refuse_reserved("queue", name)
         settings = read_arguments(arguments, what)
         if settings.is_quorum:
             self._refuse_for_quorum(
@@ -262,8 +261,9 @@ class VirtualHost:
         """What refusals call an exchange or a queue."""
         return f"{kind} '{name}' in vhost '{self.name}'"
 
-    def _refuse_default(self, exchange: str) -> None:
-        if not exchange:
+    def refuse_default(self, *exchanges: str) -> None:
+        """Raises Refusal if one of them is the exchange without a name."""
+        if "" in exchanges:
             raise Refusal(Code.ACCESS_REFUSED, "operation not permitted on the default exchange")
 
     def _refuse_reserved(self, kind: str, name: str) -> None:
