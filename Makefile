@@ -10,10 +10,10 @@ SEEDS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-library test-long test-unit lint format wheel-test bench bench-quick coverage install services clean
+.PHONY: help demo test test-embedded test-library test-long test-unit lint format wheel-test bench bench-quick coverage install services clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## an event's whole way, narrated; needs no server
 	@$(BIN)/evworker demo $(ARGS)
@@ -22,6 +22,10 @@ test: $(VENV)/.installed-dev ## all tests, on every broker of EVWORKER_TEST_BROK
 	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \
 	set -a; eval "$$found"; set +a; \
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+
+test-embedded: $(VENV)/.installed-dev ## the tests that need no RabbitMQ of its own kind, on the embedded broker and SQLite
+	EVWORKER_TEST_BROKER_URL=embedded \
+	$(BIN)/python -m pytest -m "not database" --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 test-library: $(VENV)/.installed-dev ## what talks to a broker, on one, with EVWORKER_FAST_LANE=0: by aio-pika alone
 	@found=$$($(BIN)/python -m tests.services --need broker,database,mysql) || exit 1; \

@@ -21,7 +21,13 @@ from evworker.broker.database.engine import open_engine
 from evworker.broker.database.schema import make_tables
 from tests.databases import KINDS, own_database
 from tests.logins import NoServiceError, broker_version
-from tests.services import BROKER_VARIABLE, DATABASE_VARIABLE, MYSQL_VARIABLE
+from tests.services import (
+    BROKER_VARIABLE,
+    DATABASE_VARIABLE,
+    EMBEDDED,
+    MYSQL_VARIABLE,
+    on_embedded,
+)
 from tests.services import broker_urls as listed_broker_urls
 
 _HERE = Path(__file__).parent
@@ -82,6 +88,8 @@ def version_of(url: str) -> str | NoServiceError:
 
 
 def broker_id(url: str) -> str:
+    if on_embedded():
+        return EMBEDDED
     version = version_of(url)
     port = urlsplit(url).port or 5672
     return f"rabbitmq-{version}" if isinstance(version, str) else f"broker-at-{port}"
@@ -115,15 +123,22 @@ def _brokers(metafunc: pytest.Metafunc) -> tuple[list[str], list[str]]:
     return urls, ids
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a server, so that `-m "not broker and not database"` leaves the rest."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs a server, so that `-m "not broker and not database"` leaves the rest.
+
+    On the embedded broker, leave out what only a real one can show.
+    """
     for item in items:
         names = set(getattr(item, "fixturenames", ()))
         if {"broker_url", "broker_urls"} & names:
             item.add_marker(pytest.mark.broker)
         kind = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
-        if "postgres_url" in names or kind not in (None, "sqlite"):
+        if {"postgres_url", "server", "server_url"} & names or kind not in (None, "sqlite"):
             item.add_marker(pytest.mark.database)
+    if on_embedded():
+        left_out = [item for item in items if item.get_closest_marker("real_broker")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

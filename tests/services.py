@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.embedded_broker import embedded_url
 from tests.logins import (
     NoServiceError,
     NotListeningError,
@@ -45,6 +46,9 @@ from tests.logins import (
 BROKER_VARIABLE = "EVWORKER_TEST_BROKER_URL"
 DATABASE_VARIABLE = "EVWORKER_TEST_DATABASE_URL"
 MYSQL_VARIABLE = "EVWORKER_TEST_MYSQL_URL"
+
+EMBEDDED = "embedded"
+"""In EVWORKER_TEST_BROKER_URL instead of URLs: each process of tests has a broker of its own."""
 
 LOCAL_BROKER = "amqp://guest:guest@127.0.0.1:5672/"
 # The first is what this script and docker-compose.yml set up, the second what a machine may have.
@@ -85,11 +89,21 @@ def say(text: str) -> None:
 
 def broker_urls() -> list[str]:
     """The brokers named in the environment, or else the standard local one."""
+    if on_embedded():
+        return [embedded_url()]
     named = os.environ.get(BROKER_VARIABLE, "").replace(",", " ").split()
     return named or [LOCAL_BROKER]
 
 
+def on_embedded() -> bool:
+    """Whether the environment asks for the embedded broker."""
+    return os.environ.get(BROKER_VARIABLE, "").strip() == EMBEDDED
+
+
 def find_broker() -> str:
+    if on_embedded():
+        say(f"broker: the embedded one, from {BROKER_VARIABLE}")
+        return EMBEDDED
     if os.environ.get(BROKER_VARIABLE, "").strip():
         for url in broker_urls():
             try:

@@ -193,9 +193,9 @@ async def test_names_that_are_the_brokers(ch: Channel) -> None:
 
 
 async def test_a_name_that_the_broker_found_is_the_brokers(ch: Channel) -> None:
-    answer = await ch.declare(exclusive=True)
-    await ch.declare(answer.queue, passive=True)
-    refusal = await ch.refuses(Queue.Declare(queue=answer.queue, durable=True, exclusive=True))
+    name = str((await ch.declare(exclusive=True)).queue)
+    await ch.declare(name, passive=True)
+    refusal = await ch.refuses(Queue.Declare(queue=name, durable=True, exclusive=True))
     assert (refusal.scope, refusal.code) == ("channel", 403)
 
 

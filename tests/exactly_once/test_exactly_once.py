@@ -32,10 +32,12 @@ from evworker.broker import (
 from evworker.broker.database.engine import open_engine
 from evworker.broker.database.schema import make_tables
 from evworker.broker.database.tables import outbox
+from evworker.broker.embedded import EmbeddedBroker
 from evworker.workers import plan_topology
 from tests.database_node import DatabaseNode, MariaNode, PostgresNode
 from tests.exactly_once.cast import Member, Producer
 from tests.exactly_once.shop import CONSUMERS, effects, metadata, orders, shop
+from tests.services import on_embedded
 from tests.waiting import eventually
 from tests.workers.rabbitmq_node import Node
 
@@ -72,7 +74,28 @@ class Sqlite(DatabaseNode):
         return True
 
 
-@pytest.fixture(params=[PostgresNode, MariaNode, Sqlite], ids=["postgresql", "mariadb", "sqlite"])
+class EmbeddedNode:
+    """The embedded broker, which is away where a node would be down."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self.url = broker.url
+        self._faults = broker.faults
+
+    async def restart(self) -> None:
+        self._faults.go_away()
+        await self._faults.come_back()
+
+    def remembers(self, _queues: set[str]) -> bool:
+        return True
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(PostgresNode, id="postgresql", marks=pytest.mark.database),
+        pytest.param(MariaNode, id="mariadb", marks=pytest.mark.database),
+        pytest.param(Sqlite, id="sqlite"),
+    ]
+)
 def database(request: pytest.FixtureRequest) -> Iterator[DatabaseNode]:
     # Not in pytest's folder, which is its user's alone: the server may run as another.
     with TemporaryDirectory(prefix="evworker-test-", ignore_cleanup_errors=True) as folder:
@@ -84,7 +107,11 @@ def database(request: pytest.FixtureRequest) -> Iterator[DatabaseNode]:
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Node]:
+async def broker(tmp_path: Path) -> AsyncIterator[Node | EmbeddedNode]:
+    if on_embedded():
+        async with EmbeddedBroker() as embedded:
+            yield EmbeddedNode(embedded)
+        return
     folder = tmp_path / "rabbitmq"
     folder.mkdir()
     node = Node(folder)
@@ -96,7 +123,7 @@ def broker(tmp_path: Path) -> Iterator[Node]:
 class Run:
     """One run: its servers, its processes, and what they leave behind."""
 
-    def __init__(self, database: DatabaseNode, broker: Node, folder: Path) -> None:
+    def __init__(self, database: DatabaseNode, broker: Node | EmbeddedNode, folder: Path) -> None:
         self.database = database
         self.broker = broker
         self.engine: AsyncEngine = open_engine(database.url, connections=PRODUCERS + 2)
@@ -140,8 +167,7 @@ class Run:
         await dice.choice(self.members).die()
 
     async def _broker_restarts(self, _dice: random.Random) -> None:
-        await asyncio.to_thread(self.broker.kill)
-        await asyncio.to_thread(self.broker.start)
+        await self.broker.restart()
 
     async def _database_restarts(self, _dice: random.Random) -> None:
         await asyncio.to_thread(self.database.kill)
@@ -199,7 +225,9 @@ class Run:
 
 
 @pytest.fixture
-async def run(database: DatabaseNode, broker: Node, tmp_path: Path) -> AsyncIterator[Run]:
+async def run(
+    database: DatabaseNode, broker: Node | EmbeddedNode, tmp_path: Path
+) -> AsyncIterator[Run]:
     run = Run(database, broker, tmp_path)
     await run.prepare()
     for member in run.members:

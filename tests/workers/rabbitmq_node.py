@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shlex
 import signal
@@ -76,6 +77,11 @@ class Node:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
+
+    async def restart(self) -> None:
+        """Kill it, and start it again."""
+        await asyncio.to_thread(self.kill)
+        await asyncio.to_thread(self.start)
 
     def remembers(self, queues: set[str]) -> bool:
         """Whether these quorum queues would outlive a kill -9.

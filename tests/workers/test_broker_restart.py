@@ -20,7 +20,10 @@ from tests.waiting import eventually
 from tests.workers.rabbitmq_node import Node
 from tests.workers.stage import ANY_VERSION, OrderPlaced, OutOfLuckError, Stage
 
-pytestmark = pytest.mark.broker
+pytestmark = [
+    pytest.mark.broker,
+    pytest.mark.real_broker("a node is killed, and has on disk what it confirmed"),
+]
 
 EVENTS = 1_000
 COMING_BACK_S = 90.0
@@ -47,11 +50,6 @@ async def declare_for_good(stage: Stage, node: Node, plugin: Plugin) -> None:
     plan = plan_topology([plugin], exchange=stage.exchange, version=ANY_VERSION)
     queues = {queue.name for queue in plan.queues}
     await eventually(lambda: node.remembers(queues), "the node has its queues on disk")
-
-
-async def restart(node: Node) -> None:
-    await asyncio.to_thread(node.kill)
-    await asyncio.to_thread(node.start)
 
 
 class Publishing:
@@ -140,7 +138,7 @@ async def test_a_restart_during_consuming_loses_nothing(private_stage: Stage, no
     await publishing.all_events()
     async with private_stage.working(plugin) as worker:
         await eventually(lambda: len(handling.handled) >= 300)
-        await restart(node)
+        await node.restart()
         handling.opened.set()
         await check_nothing_is_lost(private_stage, handling)
     assert worker.counts.retried > 0
@@ -153,9 +151,9 @@ async def test_restarts_during_both_lose_nothing(private_stage: Stage, node: Nod
     async with private_stage.working(plugin):
         everything = asyncio.create_task(publishing.all_events())
         await eventually(lambda: len(publishing.confirmed) > 100 and len(handling.handled) > 50)
-        await restart(node)
+        await node.restart()
         await asyncio.wait_for(everything, COMING_BACK_S)
-        await restart(node)
+        await node.restart()
         await check_nothing_is_lost(private_stage, handling)
     assert publishing.confirmed == ALL
 
@@ -180,7 +178,7 @@ async def test_kills_under_full_load_lose_nothing(private_stage: Stage, node: No
     async with private_stage.working(plugin):
         for part in (1, 2):
             await eventually(partial(has_handled, handled, part * EVENTS))
-            await restart(node)
+            await node.restart()
         await eventually(lambda: set(handled) == set(ids), timeout_s=COMING_BACK_S)
 
         async def settled() -> bool:

@@ -240,6 +240,18 @@ async def test_connections_are_dropped(link: Link, faults: Faults) -> None:
     assert await link.ended() is None
 
 
+async def test_the_broker_goes_away_and_comes_back_with_what_it_had(
+    broker: EmbeddedBroker, link: Link, ch: Channel, faults: Faults
+) -> None:
+    await ch.put("q", "1")
+    faults.go_away()
+    assert await link.ended() is None
+    with pytest.raises(ConnectionRefusedError):
+        await connect(broker.url)
+    await faults.come_back()
+    assert await left(broker) == ["1"]
+
+
 # The same through evworker's publisher
 
 

@@ -144,6 +144,15 @@ class Faults:
         for client in self._broker.clients:
             client.drop()
 
+    def go_away(self) -> None:
+        """Cut all connections and let nobody in, as a node that crashed. Nothing is forgotten."""
+        self._broker.stop_listening()
+        self.drop_connections()
+
+    async def come_back(self) -> None:
+        """Listen again, on the same port. Raises OSError if somebody took it meanwhile."""
+        await self._broker.start()
+
     def close_connections(self, code: int = 320, reason: str = "broker forced it") -> None:
         """Close all connections with this code."""
         for client in self._broker.clients:

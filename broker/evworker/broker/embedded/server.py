@@ -79,9 +79,7 @@ class EmbeddedBroker:
 
     async def close(self) -> None:
         """Close all connections, and forget everything. May be called twice."""
-        if self._server is None:
-            return
-        self._server.close()
+        self.stop_listening()
         self.faults.close_connections(Code.CONNECTION_FORCED, "the embedded broker is closed")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _CLOSE_TIMEOUT_S
@@ -91,7 +89,12 @@ class EmbeddedBroker:
         for vhost in self._vhosts.values():
             vhost.close()
         self._vhosts.clear()
-        self._server = None
+
+    def stop_listening(self) -> None:
+        """Let nobody in any more. Who is in stays."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
     @property
     def clients(self) -> Sequence[Connection]:
