@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evworker.broker.database.engine import open_engine
 from evworker.broker.database.schema import make_tables
+from evworker.broker.embedded import EmbeddedBroker
 from tests.databases import KINDS, own_database
 from tests.logins import NoServiceError, broker_version
 from tests.services import (
@@ -97,6 +98,8 @@ def broker_id(url: str) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = metafunc.fixturenames
+    if "embedded" in names:
+        return
     brokers, ids = _brokers(metafunc)
     if "broker_url" in names and "database_url" in names:
         # What differs between databases does not also differ between brokers.
@@ -130,7 +133,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     for item in items:
         names = set(getattr(item, "fixturenames", ()))
-        if {"broker_url", "broker_urls"} & names:
+        if {"broker_url", "broker_urls"} & names and "embedded" not in names:
             item.add_marker(pytest.mark.broker)
         kind = item.callspec.params.get("database_url") if hasattr(item, "callspec") else None
         if {"postgres_url", "server", "server_url"} & names or kind not in (None, "sqlite"):
@@ -155,6 +158,16 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     if isinstance(version, NoServiceError):
         pytest.fail(f"No RabbitMQ: {version}; {BROKER_VARIABLE} says where one is.", pytrace=False)
     return url
+
+
+@pytest.fixture
+async def embedded() -> AsyncIterator[EmbeddedBroker]:
+    """A broker of the test's own, which can be made to fail.
+
+    A room of tests that has its `broker_url` from it runs on it alone.
+    """
+    async with EmbeddedBroker() as broker:
+        yield broker
 
 
 @pytest.fixture

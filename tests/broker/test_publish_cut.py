@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
-from pamqp import commands
 
 from evworker.broker import (
     BrokerError,
@@ -19,7 +18,7 @@ from evworker.broker import (
     count_messages,
 )
 from tests.broker.conftest import Bind, Take
-from tests.broker.events import Blob, OrderPlaced
+from tests.broker.events import OrderPlaced
 from tests.broker.proxy import Proxy
 from tests.waiting import eventually
 
@@ -33,45 +32,6 @@ async def proxied(proxy: Proxy, exchange: str) -> AsyncIterator[Publisher]:
 
 async def publish(publisher: Publisher, number: int) -> Envelope:
     return await publisher.publish(OrderPlaced(order_id=str(number)), id=f"id-{number}")
-
-
-async def test_a_confirm_that_does_not_come_is_a_timeout_and_the_event_may_be_there(
-    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
-) -> None:
-    queue = await bind("orders.placed")
-    proxy.swallows_confirms = True
-    with pytest.raises(
-        PublishTimeoutError, match=r"orders\.placed id-1: no confirm for 0\.3 s; .* may have it"
-    ):
-        await proxied.publish(OrderPlaced(order_id="1"), id="id-1", timeout_s=0.3)
-    assert await count_messages(connection, queue.name) == 1
-
-
-async def test_after_a_timeout_the_publisher_goes_on_and_the_id_can_be_used_again(
-    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
-) -> None:
-    queue = await bind("orders.placed")
-    proxy.swallows_confirms = True
-    with pytest.raises(PublishTimeoutError):
-        await proxied.publish(OrderPlaced(order_id="1"), id="id-1", timeout_s=0.2)
-    proxy.swallows_confirms = False
-    await publish(proxied, 1)
-    assert await count_messages(connection, queue.name) == 2
-
-
-async def test_a_large_event_has_a_deadline_too(
-    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
-) -> None:
-    queue = await bind("blobs.*")
-    proxy.swallows_confirms = True
-    with pytest.raises(PublishTimeoutError, match="no confirm"):
-        # Long enough for a channel of its own to be opened before.
-        await proxied.publish(Blob(content="x" * 2_000_000), timeout_s=3)
-
-    async def arrived() -> bool:
-        return await count_messages(connection, queue.name) == 1
-
-    await eventually(arrived)
 
 
 async def test_a_deadline_counts_while_there_is_no_connection(
@@ -149,24 +109,6 @@ async def test_however_often_it_breaks_each_publish_is_confirmed_or_raises(
     assert {message.message_id for message in await take(queue)} == confirmed
 
 
-async def test_a_publish_that_is_cancelled_is_cancelled_and_frees_its_id(
-    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
-) -> None:
-    queue = await bind("orders.placed")
-    proxy.swallows_confirms = True
-    publishing = asyncio.create_task(publish(proxied, 1))
-
-    async def sent() -> bool:
-        return await count_messages(connection, queue.name) == 1
-
-    await eventually(sent)
-    publishing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await publishing
-    proxy.swallows_confirms = False
-    await publish(proxied, 1)
-
-
 async def test_closing_while_publishing_leaves_nothing_hanging(
     broker_url: str, exchange: str
 ) -> None:
@@ -180,19 +122,3 @@ async def test_closing_while_publishing_leaves_nothing_hanging(
         ConnectionLostError,
         BrokerError,
     }
-
-
-async def test_a_broker_that_blocks_publishing_is_noticed_and_named(
-    proxied: Publisher, proxy: Proxy, connection: Connection
-) -> None:
-    blocked = Connection(proxy.address, name="blocked")
-    async with blocked, Publisher(blocked, exchange=proxied.exchange) as publisher:
-        proxy.say(commands.Connection.Blocked("low on memory"))
-        await eventually(lambda: blocked.is_blocked)
-        proxy.swallows_confirms = True
-        with pytest.raises(PublishTimeoutError, match=r"the broker blocks publishing for 0\.2 s"):
-            await publisher.publish(OrderPlaced(order_id="1"), timeout_s=0.2)
-        proxy.swallows_confirms = False
-        proxy.say(commands.Connection.Unblocked())
-        await eventually(lambda: not blocked.is_blocked)
-        await publisher.publish(OrderPlaced(order_id="2"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 
 import pytest
 from aio_pika.abc import AbstractChannel
@@ -19,14 +17,12 @@ from evworker.broker import (
     Publisher,
     PublishManyError,
     PublishNackedError,
-    PublishTimeoutError,
     UnroutableError,
     count_messages,
 )
 from tests.broker.conftest import Bind, Take
 from tests.broker.events import Blob, OrderPlaced, OrderRefunded
 from tests.broker.proxy import Proxy
-from tests.waiting import eventually
 
 
 def orders(count: int) -> Iterator[OrderPlaced]:
@@ -179,18 +175,6 @@ async def proxied(proxy: Proxy, exchange: str) -> AsyncIterator[Publisher]:
         yield opened
 
 
-async def test_confirms_that_do_not_come_are_time_outs(
-    publisher: Publisher, proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
-) -> None:
-    queue = await bind("orders.placed")
-    proxy.swallows_confirms = True
-    with pytest.raises(PublishManyError, match=r"no confirm for 0\.3 s") as caught:
-        await proxied.publish_many(orders(50), timeout_s=0.3)
-    assert {type(error) for _, error in caught.value.failed} == {PublishTimeoutError}
-    assert len(caught.value.failed) == 50
-    assert await count_messages(connection, queue.name) == 50
-
-
 async def test_a_connection_that_breaks_in_the_middle_leaves_no_doubt_about_what_was_confirmed(
     publisher: Publisher, proxied: Publisher, proxy: Proxy, bind: Bind, take: Take
 ) -> None:
@@ -212,22 +196,3 @@ async def test_a_connection_that_breaks_in_the_middle_leaves_no_doubt_about_what
     assert len(confirmed) + len(failed) == taken
     arrived = {message.message_id for message in await take(queue)}
     assert confirmed <= arrived <= confirmed | failed
-
-
-async def test_one_that_is_cancelled_leaves_a_publisher_that_works(
-    publisher: Publisher, proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
-) -> None:
-    queue = await bind("orders.placed")
-    proxy.swallows_confirms = True
-    publishing = asyncio.create_task(proxied.publish_many(orders(300)))
-    await eventually(partial(holds, connection, queue.name, 300))
-    publishing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await publishing
-    proxy.swallows_confirms = False
-    await proxied.publish_many(orders(300))
-    assert await count_messages(connection, queue.name) == 600
-
-
-async def holds(connection: Connection, queue: str, count: int) -> bool:
-    return await count_messages(connection, queue) == count

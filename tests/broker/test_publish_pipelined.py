@@ -16,8 +16,6 @@ from evworker.broker import (
     Connection,
     ConnectionLostError,
     Publisher,
-    PublishError,
-    PublishTimeoutError,
     UnroutableError,
     count_messages,
 )
@@ -142,50 +140,6 @@ def waiting_to_be_written(publisher: Publisher) -> int:
         return 0  # aiormq's queue has ten places
     assert tap._socket is not None  # noqa: SLF001
     return tap._socket.get_write_buffer_size() + sum(map(len, tap._out))  # noqa: SLF001
-
-
-async def test_each_ends_by_its_own_deadline(
-    publisher: Publisher, proxy: Proxy, exchange: str
-) -> None:
-    proxy.swallows_confirms = True
-    async with Publisher(proxy.address, exchange=exchange) as proxied:
-        patient = asyncio.create_task(proxied.publish(OrderPlaced(order_id="1"), timeout_s=300))
-        await asyncio.sleep(0)
-        for _ in range(2):
-            with pytest.raises(PublishTimeoutError, match=r"no confirm for 0\.2 s"):
-                await proxied.publish(OrderPlaced(order_id="2"), timeout_s=0.2)
-        assert not patient.done()
-    with pytest.raises(PublishError):
-        await patient
-
-
-async def test_a_confirm_behind_the_deadline_is_nobody_elses(
-    wired: Publisher, wire: Wire, publisher: Publisher, onlooker: AbstractChannel, exchange: str
-) -> None:
-    await onlooker.queue_delete(f"{exchange}.unrouted")
-    kept = bytearray()
-
-    def keep_confirms(_connection: int, data: bytes) -> bytes:
-        if kept or isinstance(method_in(data), commands.Basic.Return | commands.Basic.Ack):
-            kept.extend(data)
-            return b""
-        return data
-
-    wire.from_broker = keep_confirms
-    with pytest.raises(PublishTimeoutError):
-        await wired.publish(OrderPlaced(order_id="1"), id="same", timeout_s=0.3)
-    again = asyncio.create_task(send(wired, b"{}", "nowhere", "same"))
-    await eventually(lambda: kept.count(b"NO_ROUTE") == 2)
-
-    def give_all(_connection: int, data: bytes) -> bytes:
-        wire.from_broker = unchanged
-        return bytes(kept) + data
-
-    wire.from_broker = give_all
-    with pytest.raises(UnroutableError, match="elsewhere third"):
-        await send(wired, b"{}", "elsewhere", "third")
-    with pytest.raises(UnroutableError, match="nowhere same"):
-        await again
 
 
 async def test_nothing_is_written_on_a_channel_that_the_broker_has_closed(

@@ -117,11 +117,14 @@ async def test_messages_overtake_each_other(ch: Channel, faults: Faults) -> None
 async def test_confirms_are_withheld(ch: Channel, faults: Faults) -> None:
     faults.withhold_confirms()
     ch.publish("q", b"1")
-    ch.publish("q", b"2")
+    ch.publish("nowhere", b"2", mandatory=True)
+    ch.publish("q", b"3")
     await ch.counts("q", 2)
     assert ch.confirms.empty()
+    assert ch.returned.empty()
     faults.release_confirms()
-    assert [(await ch.next_confirm()).delivery_tag for _ in range(2)] == [1, 2]
+    assert [(await ch.next_confirm()).delivery_tag for _ in range(3)] == [1, 2, 3]
+    assert (await ch.returned_message()).text == "2"
 
 
 async def test_confirms_of_a_channel_that_is_gone_are_not_released(

@@ -45,16 +45,21 @@ class _Incoming:
 
 
 @dataclass(frozen=True, slots=True)
-class Confirm:
-    """An answer to a publish, which faults may hold back."""
+class Answer:
+    """What is said to a publish, which faults may hold back: a return, a confirm, or both."""
 
     channel: Channel
-    tag: int
-    accepted: bool
+    returned: Message | None
+    confirm: Basic.Ack | Basic.Nack | None
 
     def send(self) -> None:
-        if not self.channel.is_closed:
-            self.channel.send(Basic.Ack(self.tag) if self.accepted else Basic.Nack(self.tag))
+        if self.channel.is_closed:
+            return
+        if (message := self.returned) is not None:
+            method = Basic.Return(312, "NO_ROUTE", message.exchange, message.routing_keys[0])
+            self.channel.send(method, message.content, message.body)
+        if self.confirm is not None:
+            self.channel.send(self.confirm)
 
 
 class Channel:
@@ -188,11 +193,10 @@ class Channel:
         if fault is Fate.UNCONFIRMED:
             self.connection.drop()
             return
-        if mandatory and not routed:
-            answer = Basic.Return(312, "NO_ROUTE", message.exchange, message.routing_keys[0])
-            self.send(answer, message.content, message.body)
-        if self._confirms:
-            self.connection.faults.confirm(Confirm(self, tag, accepted))
+        returned = message if mandatory and not routed else None
+        confirm = (Basic.Ack(tag) if accepted else Basic.Nack(tag)) if self._confirms else None
+        if returned or confirm:
+            self.connection.faults.answer(Answer(self, returned, confirm))
 
     def _on_confirm_select(self, _method: commands.Confirm.Select) -> Frame:
         if not self._confirms:

@@ -17,7 +17,7 @@ from evworker.broker.embedded.message import Entry, Message
 from evworker.broker.embedded.refusals import Code, Refusal
 
 if TYPE_CHECKING:
-    from evworker.broker.embedded.channel import Confirm
+    from evworker.broker.embedded.channel import Answer
     from evworker.broker.embedded.server import EmbeddedBroker
 
 
@@ -62,7 +62,7 @@ class Faults:
         self._rules: list[_Rule] = []
         self._withholds = False
         self._delay_s = 0.0
-        self._withheld: list[Confirm] = []
+        self._withheld: list[Answer] = []
         self._reversals: dict[str, tuple[int, list[Message]]] = {}
         self._acks_to_lose: Counter[str] = Counter()
 
@@ -103,15 +103,15 @@ class Faults:
     # Steps
 
     def withhold_confirms(self) -> None:
-        """Answer no publish from now on, until `release_confirms`."""
+        """Answer no publish, by a confirm or a return, until `release_confirms`."""
         self._withholds = True
 
     def release_confirms(self) -> None:
         """Send what was withheld, in the order of the publishes, and withhold no more."""
         self._withholds = False
         released, self._withheld = self._withheld, []
-        for confirmation in released:
-            confirmation.send()
+        for answer in released:
+            answer.send()
 
     def delay_confirms(self, delay_s: float) -> None:
         """Answer each publish so many seconds later; 0 is at once again."""
@@ -183,14 +183,14 @@ class Faults:
         self._rules = [rule for rule in self._rules if rule.nth > 1 - rule.times]
         return fitting[0].effect if fitting else None
 
-    def confirm(self, confirmation: Confirm) -> None:
+    def answer(self, answer: Answer) -> None:
         """Send it, now or when it is time."""
         if self._withholds:
-            self._withheld.append(confirmation)
+            self._withheld.append(answer)
         elif self._delay_s:
-            asyncio.get_running_loop().call_later(self._delay_s, confirmation.send)
+            asyncio.get_running_loop().call_later(self._delay_s, answer.send)
         else:
-            confirmation.send()
+            answer.send()
 
     def arrivals(self, queue: str, message: Message) -> Sequence[Message]:
         """What gets into the queue now that this message has come for it."""
