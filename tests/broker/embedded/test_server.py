@@ -6,7 +6,7 @@ import pytest
 
 from evworker.broker import BrokerRefusedError, Connection
 from evworker.broker.embedded import EmbeddedBroker
-from tests.conformance.client import RefusedError, connect, linked
+from tests.conformance.client import PROTOCOL_HEADER, RefusedError, connect, linked
 
 
 async def test_each_has_a_port_and_messages_of_its_own() -> None:
@@ -86,3 +86,13 @@ async def test_a_client_that_does_not_read_gets_no_more_than_it_has_room_for() -
         assert await channel.count("q") > 100
         slow.resume()
         assert len([await deaf.delivered() for _ in range(300)]) == 300
+
+
+async def test_who_does_not_come_in_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evworker.broker.embedded.connection._HANDSHAKE_TIMEOUT_S", 0.05)
+    async with EmbeddedBroker() as broker, linked(broker.url) as inside:
+        halfway = await connect(broker.url)
+        halfway.send(PROTOCOL_HEADER + b"\x01\x00\x00")
+        assert await halfway.ended() is None
+        await halfway.close()
+        await inside.channel()

@@ -39,6 +39,7 @@ HEARTBEAT_S = 60
 _GREETING = b"AMQP\x00\x00\x09\x01"
 _SMALLEST_FRAME_MAX = 4_096
 _CLOSE_TIMEOUT_S = 3.0
+_HANDSHAKE_TIMEOUT_S = 10.0
 
 _CAPABILITIES = dict.fromkeys(
     (
@@ -92,6 +93,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._broker.connections[self] = None
+        self._beat = self._loop.call_later(_HANDSHAKE_TIMEOUT_S, self._transport.abort)
         self.go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's
@@ -305,9 +307,7 @@ class Connection(asyncio.Protocol):
                     f"negotiated {name} = {value} is not between {least} and {most}",
                 )
         self._frame_max = method.frame_max
-        if method.heartbeat:
-            self._heartbeat_s = float(method.heartbeat)
-            self._beat = self._loop.call_later(self._heartbeat_s / 2, self._on_beat)
+        self._heartbeat_s = float(method.heartbeat)
         self._awaits = _Methods.Open
 
     def _on_open(self, method: commands.Connection.Open) -> None:
@@ -316,6 +316,10 @@ class Connection(asyncio.Protocol):
             raise Refusal(Code.NOT_ALLOWED, f"vhost {method.virtual_host} not found")
         self.vhost = vhost
         self._awaits = None
+        if self._beat is not None:
+            self._beat.cancel()
+        if self._heartbeat_s:
+            self._beat = self._loop.call_later(self._heartbeat_s / 2, self._on_beat)
         self.send(0, _Methods.OpenOk())
 
     def _on_beat(self) -> None:
