@@ -30,6 +30,7 @@ from tests.services import (
     on_embedded,
 )
 from tests.services import broker_urls as listed_broker_urls
+from tests.wire import Wire
 
 _HERE = Path(__file__).parent
 ON_ONE_BROKER = {
@@ -97,9 +98,9 @@ def broker_id(url: str) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    names = metafunc.fixturenames
+    names = set(metafunc.fixturenames)
     if "embedded" in names:
-        return
+        names.discard("broker_url")
     brokers, ids = _brokers(metafunc)
     if "broker_url" in names and "database_url" in names:
         # What differs between databases does not also differ between brokers.
@@ -168,6 +169,13 @@ async def embedded() -> AsyncIterator[EmbeddedBroker]:
     """
     async with EmbeddedBroker() as broker:
         yield broker
+
+
+@pytest.fixture
+async def wire(broker_url: str) -> AsyncIterator[Wire]:
+    """A way to the broker on which single frames can be seen, changed and kept back."""
+    async with Wire(broker_url).listening() as wire:
+        yield wire
 
 
 @pytest.fixture

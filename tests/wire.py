@@ -70,6 +70,20 @@ class Wire:
         """Let it pass again, after `stall`."""
         self._flowing.set()
 
+    def stall_at(self, kind: type[Frame]) -> asyncio.Event:
+        """Stall before the next such method of a client's passes, which sets the event."""
+        seen = asyncio.Event()
+
+        def look(_connection: int, data: bytes) -> bytes:
+            if isinstance(method_in(data), kind):
+                self.from_client = unchanged
+                self.stall()
+                seen.set()
+            return data
+
+        self.from_client = look
+        return seen
+
     def keep(self, connection: int) -> bytearray:
         """Keep back what the broker says on this connection; returns what there is of it."""
         return self._kept.setdefault(connection, bytearray())

@@ -9,9 +9,10 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 
-from evworker.broker import BrokerAddress, Connection, Publisher
-from tests.broker.proxy import Proxy, listening
+from evworker.broker import Connection, Publisher
+from evworker.broker.fastlane.switch import VARIABLE
 from tests.conftest import Cleanup
+from tests.proxy import Proxy, listening
 
 
 @pytest.fixture
@@ -34,9 +35,15 @@ async def publisher(broker_url: str, exchange: str) -> AsyncIterator[Publisher]:
         yield opened
 
 
+@pytest.fixture(params=["1", "0"], ids=["fast lane", "aio-pika"])
+def either_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as it is, once by aio-pika alone; for what no run on listed brokers reaches."""
+    monkeypatch.setenv(VARIABLE, request.param)
+
+
 @pytest.fixture
 async def proxy(broker_url: str) -> AsyncIterator[Proxy]:
-    async with listening(BrokerAddress.parse(broker_url)) as opened:
+    async with listening(broker_url) as opened:
         yield opened
 
 

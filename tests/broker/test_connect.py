@@ -29,8 +29,9 @@ from evworker.broker import (
 )
 from evworker.broker.intake import Intake
 from tests.broker.events import OrderPlaced
-from tests.broker.proxy import Proxy, listening
+from tests.proxy import Proxy, listening
 from tests.waiting import eventually
+from tests.wire import Wire, method_in
 
 SECRET = "s3cret-and-wrong"
 
@@ -180,9 +181,8 @@ async def test_the_first_host_that_answers_is_taken(broker_url: str) -> None:
 
 
 async def test_another_host_takes_over(broker_url: str, exchange: str) -> None:
-    address = BrokerAddress.parse(broker_url)
-    async with listening(address) as first, listening(address) as second:
-        both = replace(address, hosts=first.address.hosts + second.address.hosts)
+    async with listening(broker_url) as first, listening(broker_url) as second:
+        both = replace(first.address, hosts=first.address.hosts + second.address.hosts)
         async with Publisher(both, exchange=exchange) as publisher:
             assert (first.connections, second.connections) == (1, 0)
             first.refuse()
@@ -194,17 +194,29 @@ async def test_another_host_takes_over(broker_url: str, exchange: str) -> None:
 # Names
 
 
-async def test_the_broker_is_told_the_connections_name(proxy: Proxy, unique: str) -> None:
-    async with Connection(proxy.address, name=f"{unique} billing"):
-        assert b"connection_name" in proxy.received
-        assert f"{unique} billing".encode() in proxy.received
+def names_told(wire: Wire) -> list[object]:
+    """The names that connections have from now on."""
+    names: list[object] = []
+
+    def look(_connection: int, data: bytes) -> bytes:
+        if isinstance(method := method_in(data), commands.Connection.StartOk):
+            names.append(method.client_properties["connection_name"])
+        return data
+
+    wire.from_client = look
+    return names
 
 
-async def test_a_publisher_names_its_connection_after_its_source(
-    proxy: Proxy, exchange: str, unique: str
-) -> None:
-    async with Publisher(proxy.address, exchange=exchange, source=unique):
-        assert f"{unique} publisher".encode() in proxy.received
+async def test_the_broker_is_told_the_connections_name(wire: Wire) -> None:
+    names = names_told(wire)
+    async with Connection(wire.url, name="billing"):
+        assert names == ["billing"]
+
+
+async def test_a_publisher_names_its_connection_after_its_source(wire: Wire, exchange: str) -> None:
+    names = names_told(wire)
+    async with Publisher(wire.url, exchange=exchange, source="shop"):
+        assert names == ["shop publisher"]
 
 
 # Coming back
@@ -229,19 +241,18 @@ async def test_who_asks_for_a_channel_meanwhile_waits(proxy: Proxy) -> None:
         proxy.refuse()
         proxy.cut()
         asking = [asyncio.create_task(connection.channel()) for _ in range(20)]
-        await proxy.listen()
+        await proxy.open()
         channels = await asyncio.gather(*asking)
         assert not any(channel.is_closed for channel in channels)
 
 
-async def test_a_cut_in_the_middle_of_opening_a_channel_only_delays_it(proxy: Proxy) -> None:
-    async with Connection(proxy.address, name="test") as connection:
-        sent = len(proxy.received)
-        proxy.hold()
+async def test_a_cut_in_the_middle_of_opening_a_channel_only_delays_it(wire: Wire) -> None:
+    async with Connection(wire.url, name="test") as connection:
+        asked = wire.stall_at(commands.Channel.Open)
         asking = asyncio.create_task(connection.channel())
-        await eventually(lambda: len(proxy.received) > sent)
-        proxy.cut()
-        proxy.release()
+        await asked.wait()
+        wire.cut()
+        wire.flow()
         assert not (await asking).is_closed
 
 
@@ -251,7 +262,7 @@ async def test_it_goes_on_trying_for_as_long_as_it_is_told_to(proxy: Proxy) -> N
     with capture_logs() as logs:
         opening = asyncio.create_task(connection.open(wait_s=None))
         await eventually(lambda: len(logs) >= 2)
-        await proxy.listen()
+        await proxy.open()
         await opening
     assert await works(connection)
     assert {entry["event"] for entry in logs} == {"broker not reached, trying again"}
@@ -268,7 +279,7 @@ async def test_one_that_is_refused_later_says_so_to_everybody(
         proxy.cut()
         await eventually(lambda: connection._link is None)  # noqa: SLF001 - before it returns
         asking = asyncio.create_task(connection.channel())
-        await proxy.listen()
+        await proxy.open()
         with pytest.raises(BrokerRefusedError, match="refused the login"):
             await asking
         with pytest.raises(BrokerRefusedError, match="refused the login"):
@@ -328,7 +339,7 @@ async def test_closing_a_connection_to_a_broker_that_hangs_ends(
     monkeypatch.setattr("evworker.broker.connection.CLOSE_TIMEOUT_S", 0.2)
     connection = Connection(proxy.address, name="test")
     await connection.open()
-    proxy.hold()
+    proxy.freeze()
     await connection.close()
 
 
@@ -367,29 +378,28 @@ UNDER_WAY: dict[str, tuple[Operation, type[Frame]]] = {
 
 @pytest.mark.parametrize("operation", UNDER_WAY)
 async def test_what_is_under_way_fails_with_our_error_and_is_not_cancelled(
-    proxy: Proxy, operation: str
+    wire: Wire, operation: str
 ) -> None:
-    run, asked = UNDER_WAY[operation]
-    async with Connection(proxy.address, name="test") as connection:
-        proxy.swallows_answers = True
+    run, method = UNDER_WAY[operation]
+    async with Connection(wire.url, name="test") as connection:
+        asked = wire.stall_at(method)
         task = asyncio.ensure_future(run(connection))
-        await eventually(lambda: asked.index.to_bytes(4) in proxy.received)
-        proxy.cut()
+        await asked.wait()
+        wire.cut()
         with pytest.raises(BrokerError, match="can't"):
             await task
-        proxy.swallows_answers = False
+        wire.flow()
         assert await works(connection)
 
 
 async def test_applying_a_topology_fails_with_our_error_and_is_not_cancelled(
-    proxy: Proxy, unique: str
+    wire: Wire, unique: str
 ) -> None:
-    async with Connection(proxy.address, name="test") as connection:
-        proxy.swallows_answers = True
-        # Without the right to make it: what breaks here must not stay on the broker.
-        topology = Topology(queues=(Queue(f"amq.{unique}", {}),))
+    async with Connection(wire.url, name="test") as connection:
+        asked = wire.stall_at(commands.Queue.Declare)  # which the broker never sees
+        topology = Topology(queues=(Queue(unique, {}),))
         task = asyncio.create_task(apply_topology(connection, topology))
-        await eventually(lambda: unique.encode() in proxy.received)
-        proxy.cut()
+        await asked.wait()
+        wire.cut()
         with pytest.raises(BrokerError, match="can't declare queue"):
             await task

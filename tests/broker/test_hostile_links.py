@@ -32,12 +32,6 @@ NOT_FOR_EVER_S = 15.0
 
 
 @pytest.fixture
-async def wire(broker_url: str) -> AsyncIterator[Wire]:
-    async with Wire(broker_url).listening() as wire:
-        yield wire
-
-
-@pytest.fixture
 async def wired(wire: Wire, exchange: str) -> AsyncIterator[Publisher]:
     async with Publisher(wire.url, exchange=exchange, source="tests") as opened:
         yield opened

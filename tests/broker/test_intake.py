@@ -12,8 +12,8 @@ from evworker.broker.delivery import Delivery
 from evworker.broker.fastlane.switch import VARIABLE
 from evworker.broker.intake import Intake
 from tests.broker.deadletters.letters import order, put
-from tests.broker.proxy import Proxy
 from tests.conftest import Cleanup
+from tests.proxy import Proxy
 from tests.waiting import eventually
 
 

@@ -19,7 +19,7 @@ from evworker.broker import (
 )
 from tests.broker.conftest import Bind, Take
 from tests.broker.events import OrderPlaced
-from tests.broker.proxy import Proxy
+from tests.proxy import Proxy
 from tests.waiting import eventually
 
 
@@ -49,25 +49,6 @@ def proxied_is_connected(publisher: Publisher) -> bool:
     return channel is not None and not channel.is_closed
 
 
-async def test_all_that_is_in_flight_when_the_connection_breaks_is_told_so(
-    proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
-) -> None:
-    queue = await bind("orders.placed")
-    proxy.hold()
-    publishing = [asyncio.create_task(publish(proxied, number)) for number in range(200)]
-
-    async def all_sent() -> bool:
-        return await count_messages(connection, queue.name) == 200
-
-    await eventually(all_sent)
-    proxy.refuse()
-    proxy.cut()
-    results = await asyncio.gather(*publishing, return_exceptions=True)
-    assert {type(result) for result in results} == {ConnectionLostError}
-    assert str(results[7]).startswith("orders.placed id-7: the connection was lost")
-    assert not any(task.cancelled() for task in publishing)
-
-
 async def test_the_publisher_comes_back_and_what_is_published_meanwhile_waits(
     proxied: Publisher, proxy: Proxy, connection: Connection, bind: Bind
 ) -> None:
@@ -77,7 +58,7 @@ async def test_the_publisher_comes_back_and_what_is_published_meanwhile_waits(
     proxy.cut()
     await eventually(lambda: not proxied_is_connected(proxied))
     waiting = [asyncio.create_task(publish(proxied, number)) for number in range(1, 50)]
-    await proxy.listen()
+    await proxy.open()
     await asyncio.gather(*waiting)
     assert await count_messages(connection, queue.name) == 50
 

@@ -22,7 +22,7 @@ from evworker.broker import (
 )
 from tests.broker.conftest import Bind, Take
 from tests.broker.events import Blob, OrderPlaced, OrderRefunded
-from tests.broker.proxy import Proxy
+from tests.proxy import Proxy
 
 
 def orders(count: int) -> Iterator[OrderPlaced]:

@@ -22,15 +22,9 @@ from evworker.broker import (
 from evworker.broker.fastlane.switch import VARIABLE
 from tests.broker.conftest import Bind, Take
 from tests.broker.events import Blob, OrderPlaced
-from tests.broker.proxy import Proxy
+from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.wire import Wire, channel_of, method_in, unchanged
-
-
-@pytest.fixture
-async def wire(broker_url: str) -> AsyncIterator[Wire]:
-    async with Wire(broker_url).listening() as wire:
-        yield wire
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from aiormq import spec
 
 from evworker.broker import (
     Connection,
+    ConnectionLostError,
     Envelope,
     Publisher,
     PublishError,
@@ -22,15 +23,11 @@ from evworker.broker import (
     UnroutableError,
 )
 from evworker.broker.embedded import EmbeddedBroker, Faults
-from evworker.broker.fastlane.switch import VARIABLE
 from tests.broker.conftest import Bind, Take
 from tests.broker.events import Blob, OrderPlaced
 from tests.waiting import eventually
 
-
-@pytest.fixture(params=["1", "0"], ids=["fast lane", "aio-pika"], autouse=True)
-def _lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, request.param)
+pytestmark = pytest.mark.usefixtures("either_lane")
 
 
 @pytest.fixture
@@ -119,6 +116,20 @@ async def test_a_confirm_behind_the_deadline_is_nobody_elses(
         await third
     with pytest.raises(UnroutableError, match="nowhere same"):
         await again
+
+
+async def test_all_that_is_in_flight_when_the_broker_goes_away_is_told_so(
+    publisher: Publisher, faults: Faults
+) -> None:
+    faults.withhold_confirms()
+    publishing = [asyncio.create_task(publish(publisher, number)) for number in range(200)]
+    await eventually(lambda: faults.publishes == 200)
+    faults.go_away()
+    results = await asyncio.gather(*publishing, return_exceptions=True)
+    assert {type(result) for result in results} == {ConnectionLostError}
+    assert str(results[7]).startswith("orders.placed id-7: the connection was lost")
+    assert not any(task.cancelled() for task in publishing)
+    await faults.come_back()
 
 
 async def test_a_broker_that_blocks_publishing_is_noticed_and_named(

@@ -22,7 +22,7 @@ from evworker.broker import (
 )
 from tests.broker.conftest import Bind, Take
 from tests.broker.events import OrderPlaced, OrderRefunded
-from tests.broker.proxy import Proxy
+from tests.proxy import Proxy
 from tests.waiting import eventually
 
 

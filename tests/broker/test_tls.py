@@ -27,9 +27,9 @@ from evworker.broker.delivery import Delivery
 from evworker.broker.intake import Intake
 from tests.broker.deadletters.letters import Sent, put
 from tests.broker.events import OrderPlaced
-from tests.broker.proxy import Proxy, listening
 from tests.conftest import Cleanup
 from tests.programs import program
+from tests.proxy import Proxy, listening
 from tests.waiting import eventually
 
 
@@ -95,7 +95,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture
 async def tls_proxy(broker_url: str, certificates: Certificates) -> AsyncIterator[Proxy]:
     context = certificates.server_context(asks_clients=False)
-    async with listening(BrokerAddress.parse(broker_url), context) as proxy:
+    async with listening(broker_url, context) as proxy:
         yield proxy
 
 
@@ -103,7 +103,7 @@ async def tls_proxy(broker_url: str, certificates: Certificates) -> AsyncIterato
 async def asking_proxy(broker_url: str, certificates: Certificates) -> AsyncIterator[Proxy]:
     """It lets nobody in who shows no certificate of our authority."""
     context = certificates.server_context(asks_clients=True)
-    async with listening(BrokerAddress.parse(broker_url), context) as proxy:
+    async with listening(broker_url, context) as proxy:
         yield proxy
 
 

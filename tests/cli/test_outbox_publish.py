@@ -17,8 +17,8 @@ from evworker.broker.database.schema import make_tables
 from evworker.broker.database.tables import outbox
 from tests.cli.command import Command, line_with
 from tests.cli.conftest import Exchange
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ async def test_when_the_database_breaks_off_it_says_what_is_committed(
             return await count(postgres) == 500
 
         await eventually(are_there, "a transaction is committed", timeout_s=30)
-        await proxy.refuse()
+        proxy.refuse()
         proxy.cut()
         _, err = await process.communicate(b"{}\n" * 500)
     await proxy.close()
@@ -174,7 +174,7 @@ async def test_a_relay_waits_for_a_database_that_is_not_there_and_outlives_its_a
         await line_with(process.stderr, "can't begin yet, trying again")
         await proxy.open()
         await line_with(process.stderr, "ready")
-        await proxy.refuse()
+        proxy.refuse()
         proxy.cut()
         await line_with(process.stderr, "the database fails, trying again")
         await evworker("publish", "orders.placed", "--via-outbox")

@@ -11,8 +11,8 @@ import pytest
 from evworker.broker import count_messages
 from tests.cli.command import Command, line_with
 from tests.cli.conftest import Exchange
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy
 
 LINES = 8_000
 PUBLISH = ("publish", "a.b", "--ndjson", "lines", "--rate", "4000")

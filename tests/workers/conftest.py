@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.conftest import Cleanup
-from tests.workers.proxy import Proxy
+from tests.proxy import Proxy
 from tests.workers.stage import Stage
 
 

@@ -13,8 +13,8 @@ from evworker.broker import replay_dead_letters
 from evworker.broker.database.engine import open_engine
 from evworker.broker.database.schema import make_tables
 from evworker.workers import Context
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy
 from tests.workers.stage import OrderPlaced, OutOfLuckError, PaymentProcessed, Seen, Stage
 from tests.workers.transactions.shop import Shop, charge
 

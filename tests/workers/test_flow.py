@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from evworker.workers import Context, Plugin, Retry, Worker
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy
 from tests.workers.stage import SOON, OrderPlaced, OutOfLuckError, Seen, Stage
 
 
@@ -164,12 +164,12 @@ async def test_a_burst_outlives_a_lost_connection(stage: Stage, proxy: Proxy) ->
     burst = asyncio.create_task(worker.run())
     await eventually(lambda: worker.counts.retried == 1)
     await heard_by_the_broker(worker)
-    connections = proxy.accepted
+    connections = proxy.connections
     proxy.freeze()
     await eventually(lambda: proxy.held, "it asks whether the queues are empty")
     proxy.cut()
     proxy.thaw()
-    await eventually(lambda: proxy.accepted == 2 * connections, "it is back")
+    await eventually(lambda: proxy.connections == 2 * connections, "it is back")
     # Its hour is over.
     copy = await stage.raw(f"{queue}.retry.1h")
     await stage.send(copy.body, queue=queue, headers=copy.headers, content_type=copy.content_type)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -34,12 +34,6 @@ PREFETCH = 500
 AT_MOST_WAITING = 5_000
 HELD_BY_A_PROCESS = 200  # the prefetch of a consumer whose concurrency is 100
 ALL = {f"e-{number}" for number in range(EVENTS)}
-
-
-@pytest.fixture
-async def wire(broker_url: str) -> AsyncIterator[Wire]:
-    async with Wire(broker_url).listening() as wire:
-        yield wire
 
 
 async def publish(stage: Stage, count: int, *, first: int = 0) -> None:

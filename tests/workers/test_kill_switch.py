@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,12 +31,6 @@ POLICIES: dict[str, Any] = (
 )
 OPENED = DEFAULT_KILL_SWITCH.failures
 """After so many attempts since its start a worker's switch has opened."""
-
-
-@pytest.fixture
-async def wire(broker_url: str) -> AsyncIterator[Wire]:
-    async with Wire(broker_url).listening() as wire:
-        yield wire
 
 
 class Refund(Event, topic="payments.refunded"):

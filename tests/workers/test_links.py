@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
@@ -15,21 +14,15 @@ from evworker.broker.intake import Intake
 from evworker.workers import Context, Retry, RetryAfter, Worker
 from evworker.workers import settlement as settlement_module
 from evworker.workers.feed import Feed
+from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.wire import Wire, channel_of, method_in, unchanged
-from tests.workers.proxy import Proxy
 from tests.workers.stage import OrderPlaced, OutOfLuckError, PaymentProcessed, Seen, Stage
 
 CONSUMING, PUBLISHING = 1, 2
 
 A_BURST = 100
 """Frames at once, more than aiormq works off before it hears of anything else."""
-
-
-@pytest.fixture
-async def wire(broker_url: str) -> AsyncIterator[Wire]:
-    async with Wire(broker_url).listening() as wire:
-        yield wire
 
 
 # The end of a connection close behind its last frames

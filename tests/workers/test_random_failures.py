@@ -18,10 +18,10 @@ from signal import SIGKILL, SIGTERM
 
 import pytest
 
+from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.workers.dicing_worker import A_WAIT, PREFETCH, make_dicing
 from tests.workers.processes import Processes, WorkerProcess
-from tests.workers.proxy import Proxy
 from tests.workers.stage import SOON, OrderPlaced, Stage
 from tests.workers.worker_process import KILLED
 

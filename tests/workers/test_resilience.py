@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from evworker.workers import Context, Plugin, Retry, Worker
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy
 from tests.workers.stage import (
     SOON,
     OrderPlaced,
@@ -129,15 +129,15 @@ async def test_what_is_to_be_retried_is_not_lost_with_the_connection(
 ) -> None:
     async def charge(event: Any, ctx: Context) -> None:
         if ctx.attempt == 1:
-            if proxy.accepted == connections:
-                await proxy.refuse()
+            if proxy.connections == connections:
+                proxy.refuse()
                 proxy.cut()
             raise OutOfLuckError
 
     await proxy.open()
     plugin = stage.plugin(charge, OrderPlaced, retry=Retry(SOON))
     async with stage.working(plugin, url=proxy.url) as worker:
-        connections = proxy.accepted
+        connections = proxy.connections
         await stage.publish(OrderPlaced(order_id="42"))
 
         async def back_in_its_queue() -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from evworker.workers import Context, Retry, Worker
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy
 from tests.workers.stage import (
     SOON,
     STOP_TIMEOUT_S,
@@ -241,7 +241,7 @@ async def test_a_worker_can_be_stopped_while_its_connection_is_lost(
 ) -> None:
     await proxy.open()
     await started.start(url=proxy.url)
-    await proxy.refuse()
+    proxy.refuse()
     proxy.cut()
     await eventually(started.in_queue(10), "the broker has taken everything back")
     started.worker.stop()

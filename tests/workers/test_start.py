@@ -10,8 +10,8 @@ import pytest
 
 from evworker.broker import BrokerRefusedError, TopologyMismatchError
 from evworker.workers import Retry, Worker, plan_topology
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy
 from tests.workers.stage import ANY_VERSION, OrderPlaced, Seen, Stage, running, until_ready
 
 

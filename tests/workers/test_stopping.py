@@ -14,18 +14,12 @@ from evworker.workers import Context, Plugin, Retry, Worker
 from evworker.workers import feed as feed_module
 from evworker.workers import worker as worker_module
 from evworker.workers.feed import Feed
+from tests.proxy import Proxy
 from tests.waiting import eventually
 from tests.wire import Wire, unchanged
-from tests.workers.proxy import Proxy
 from tests.workers.stage import STOP_TIMEOUT_S, OrderPlaced, Seen, Stage, running, until_ready
 
 A_SHORT_PATIENCE_S = 0.2
-
-
-@pytest.fixture
-async def wire(broker_url: str) -> AsyncIterator[Wire]:
-    async with Wire(broker_url).listening() as wire:
-        yield wire
 
 
 @pytest.fixture

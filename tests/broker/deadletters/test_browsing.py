@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel
 from aiormq import spec
+from pamqp import commands
 
 from evworker.broker import (
     BrokerError,
@@ -23,8 +23,8 @@ from evworker.broker import (
 )
 from tests.broker.conftest import Take
 from tests.broker.events import OrderPlaced
-from tests.broker.proxy import Proxy
 from tests.waiting import eventually
+from tests.wire import Wire, method_in, unchanged
 
 
 async def put(publisher: Publisher, letters: str, number: int) -> None:
@@ -198,19 +198,22 @@ async def test_nothing_is_taken_when_nothing_is_asked_for(
 
 
 async def test_a_look_that_breaks_off_loses_nothing(
-    publisher: Publisher, connection: Connection, proxy: Proxy, letters: str
+    publisher: Publisher, connection: Connection, wire: Wire, letters: str
 ) -> None:
     for number in range(1, 4):
         await put(publisher, letters, number)
-    async with Connection(proxy.address, name="cut") as breaking:
-        sent = len(proxy.received)
-        proxy.swallows_answers = True
-        looking = asyncio.create_task(browse_dead_letters(breaking, letters, 10))
-        await eventually(lambda: letters.encode() in proxy.received[sent:])
-        proxy.cut()
+
+    def cut_at_a_letter(_connection: int, data: bytes) -> bytes:
+        if isinstance(method_in(data), commands.Basic.Deliver | commands.Basic.GetOk):
+            wire.cut()
+            return b""
+        return data
+
+    async with Connection(wire.url, name="cut") as breaking:
+        wire.from_broker = cut_at_a_letter
         with pytest.raises(BrokerError):
-            await looking
-        proxy.swallows_answers = False
+            await browse_dead_letters(breaking, letters, 10)
+        wire.from_broker = unchanged
 
     async def all_there() -> bool:
         seen = await browse_dead_letters(connection, letters, 10)

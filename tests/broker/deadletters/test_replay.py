@@ -34,8 +34,8 @@ from evworker.broker.deadletters.taking import taking
 from evworker.broker.failure import FAILURE_HEADERS
 from tests.broker.conftest import Take
 from tests.broker.deadletters.letters import AT, Sent, all_in, failed, ids_in, order, put
-from tests.broker.proxy import Proxy
 from tests.conftest import Cleanup
+from tests.proxy import Proxy
 from tests.waiting import eventually
 
 

@@ -15,13 +15,6 @@ from evworker.broker.delivery import Delivery
 from evworker.broker.intake import Intake
 from tests.broker.deadletters.letters import Sent, put
 from tests.conftest import Cleanup
-from tests.wire import Wire
-
-
-@pytest.fixture
-async def wire(broker_url: str) -> AsyncIterator[Wire]:
-    async with Wire(broker_url).listening() as wire:
-        yield wire
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ from dataclasses import replace
 import aiormq.exceptions
 import pytest
 from aiormq.abc import DeliveredMessage
-from pamqp import commands, frame
+from pamqp import commands
+from pamqp.base import Frame
 
 from evworker.broker import Connection, count_messages
 from evworker.broker.cancellation import cancel_all
 from evworker.broker.delivery import Delivery
 from evworker.broker.intake import Intake
 from tests.broker.fastlane.conftest import fill
-from tests.broker.proxy import Proxy
 from tests.conftest import Cleanup
 from tests.waiting import eventually
-from tests.wire import Wire
+from tests.wire import Wire, method_in
 
 MANY = 1_000
 MISSED_S = 8.0  # aiormq gives a heartbeat of one second up after six
@@ -32,33 +32,28 @@ async def open_intake(
 
 
 async def test_what_is_acked_before_a_close_is_told_before_it(
-    proxy: Proxy, connection: Connection, queue: str
+    wire: Wire, connection: Connection, queue: str
 ) -> None:
+    methods: list[Frame | None] = []
+
+    def note(_connection: int, data: bytes) -> bytes:
+        methods.append(method_in(data))
+        return data
+
+    wire.from_client = note
     await fill(connection, queue, MANY)
-    async with Connection(proxy.address, name="test") as proxied:
-        intake, came = await open_intake(proxied, queue)
+    async with Connection(wire.url, name="test") as noted:
+        intake, came = await open_intake(noted, queue)
         await eventually(lambda: len(came) == MANY)
         assert all([await delivery.ack() for delivery in came if int(delivery.body) % 3])
         await intake.close()
         assert not any([await delivery.ack() for delivery in came if not int(delivery.body) % 3])
-    methods = sent_by_clients(bytes(proxy.received))
     close = next(
         n for n, method in enumerate(methods) if isinstance(method, commands.Channel.Close)
     )
     acks = [n for n, method in enumerate(methods) if isinstance(method, commands.Basic.Ack)]
     assert acks
     assert max(acks) < close
-
-
-def sent_by_clients(data: bytes) -> list[object]:
-    """The methods of one connection."""
-    methods: list[object] = []
-    data = data[8:]  # behind the protocol's name
-    while data:
-        used, _, value = frame.unmarshal(data)
-        methods.append(value)
-        data = data[used:]
-    return methods
 
 
 async def test_a_channel_that_the_broker_closes_harms_no_other(

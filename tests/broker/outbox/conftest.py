@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aio_pika.abc import AbstractQueue
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evworker.broker import Envelope
@@ -19,6 +20,7 @@ from evworker.broker.outbox.relay import Relay
 from tests.broker.conftest import Take
 from tests.broker.events import OrderPlaced
 from tests.databases import own_database
+from tests.proxy import Proxy, listening
 
 
 @pytest.fixture
@@ -52,6 +54,15 @@ async def running(relay: Relay) -> AsyncIterator[Relay]:
     finally:
         relay.stop()
         await task
+
+
+@asynccontextmanager
+async def way_to(engine: AsyncEngine) -> AsyncIterator[tuple[Proxy, str]]:
+    """A proxy before the engine's database, and the database's URL by way of it."""
+    url = engine.url
+    async with listening(f"postgresql://{url.host}:{url.port or 5432}") as proxy:
+        through = make_url(url).set(host="127.0.0.1", port=proxy.port)
+        yield proxy, through.render_as_string(hide_password=False)
 
 
 StartRelay = Callable[..., Awaitable[Relay]]

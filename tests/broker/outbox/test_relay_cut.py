@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 from structlog.testing import capture_logs
 
 from evworker.broker import BrokerUnreachableError, DatabaseUnreachableError
 from evworker.broker.database.tables import outbox
 from evworker.broker.outbox import patience
-from evworker.broker.outbox.operating import outbox_status
 from evworker.broker.outbox.relay import Relay
 from tests.broker.conftest import Bind, Take
-from tests.broker.outbox.conftest import Arrivals, StartRelay
-from tests.broker.outbox.written import states, write
-from tests.broker.proxy import Proxy
+from tests.broker.outbox.conftest import Arrivals, StartRelay, way_to
+from tests.broker.outbox.written import is_empty, states, write
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy as AnyProxy
-
-
-@asynccontextmanager
-async def way_to(engine: AsyncEngine) -> AsyncIterator[tuple[AnyProxy, str]]:
-    """A proxy before the engine's database, and the database's URL by way of it."""
-    url = engine.url
-    proxy = AnyProxy(f"any://{url.host}:{url.port or 5432}")
-    await proxy.open()
-    try:
-        through = make_url(url).set(host="127.0.0.1", port=proxy.port)
-        yield proxy, through.render_as_string(hide_password=False)
-    finally:
-        await proxy.close()
-
-
-async def is_empty(engine: AsyncEngine) -> bool:
-    return await states(engine) == {}
 
 
 async def attempts(engine: AsyncEngine) -> set[int]:
@@ -55,7 +34,7 @@ async def test_a_database_that_goes_away_is_waited_for(
         relay = await start_relay(url)
         await write(server, "a", order_id="1")
         await eventually(lambda: relay.counts.sent == 1)
-        await proxy.refuse()
+        proxy.refuse()
         proxy.cut()
         await write(server, "a", "a", order_id="2")
         await eventually(lambda: relay._patience.database_is_away)  # noqa: SLF001 - it says so in the log only
@@ -65,26 +44,6 @@ async def test_a_database_that_goes_away_is_waited_for(
         assert await arrivals.look() == ["1", "2", "2"]
         await write(server, None, order_id="3")
         await eventually(lambda: arrivals.are("1", "2", "3"))
-        relay.stop()
-
-
-async def test_what_is_confirmed_while_the_database_is_away_is_settled_later(
-    postgres: AsyncEngine, start_relay: StartRelay, bind: Bind, take: Take, proxy: Proxy
-) -> None:
-    arrivals = Arrivals(await bind("#"), take)
-    async with way_to(postgres) as (database, url):
-        relay = await start_relay(url, broker=proxy.address)
-        proxy.hold()
-        await write(postgres, None, None, order_id="1")
-        await eventually(lambda: arrivals.are("1"))
-        await database.refuse()
-        database.cut()
-        proxy.release()
-        await eventually(lambda: relay._patience.database_is_away)  # noqa: SLF001
-        await database.open()
-        await eventually(lambda: is_empty(postgres), timeout_s=20)
-        assert await arrivals.look() == ["1", "1"]  # once each
-        assert relay.counts.sent == 2
         relay.stop()
 
 
@@ -119,7 +78,7 @@ async def test_a_broker_that_goes_away_costs_no_row_an_attempt(
     await eventually(lambda: relay._patience.broker_is_away)  # noqa: SLF001
     await eventually(lambda: all_are_ready(postgres))
     assert await attempts(postgres) == {0}
-    await proxy.listen()
+    await proxy.open()
     await eventually(lambda: relay.counts.sent == 4, timeout_s=30)
     assert set(await arrivals.look()) == {"1", "2"}
     assert (relay.counts.refused, relay.counts.dead) == (0, 0)
@@ -141,35 +100,15 @@ async def test_a_broker_that_answers_nothing_costs_no_row_an_attempt(
     monkeypatch.setattr(patience, "_PROBE_S", 0.2)
     relay = await start_relay(postgres, broker=proxy.address)
     relay._publisher.timeout_s = 0.3  # noqa: SLF001
-    proxy.hold()
+    proxy.freeze()
     await write(postgres, "a", "a", order_id="1")
     await eventually(lambda: relay._patience.broker_is_away)  # noqa: SLF001
     await eventually(lambda: all_are_ready(postgres))
     assert await attempts(postgres) == {0}
-    proxy.release()
+    proxy.thaw()
     await eventually(lambda: is_empty(postgres), timeout_s=20)
     assert await arrivals.are("1")
     assert relay.counts.dead == 0
-
-
-async def test_events_that_are_never_confirmed_do_not_hold_up_the_others(
-    postgres: AsyncEngine, start_relay: StartRelay, proxy: Proxy, bind: Bind
-) -> None:
-    await bind("#")
-    relay = await start_relay(postgres, broker=proxy.address)
-    relay._publisher.timeout_s = 0.5  # noqa: SLF001
-    proxy.swallows_confirms = True
-    stuck, behind = await write(postgres, "a", "a")
-    await eventually(lambda: is_in(postgres, stuck, "waiting"))
-    proxy.swallows_confirms = False
-    await write(postgres, None, "b")
-    await eventually(lambda: relay.counts.sent == 2)
-    assert await states(postgres) == {stuck: "waiting", behind: "ready"}
-    assert (await outbox_status(postgres)).blocked_keys == 1
-
-
-async def is_in(engine: AsyncEngine, seq: int, state: str) -> bool:
-    return (await states(engine)).get(seq) == state
 
 
 async def test_a_relay_can_be_stopped_while_both_are_away(
@@ -180,10 +119,10 @@ async def test_a_relay_can_be_stopped_while_both_are_away(
         relay = Relay(url, proxy.address, exchange=exchange)
         running = asyncio.create_task(relay.run())
         await relay.ready.wait()
-        proxy.hold()
+        proxy.freeze()
         await write(postgres, None)
         await eventually(lambda: is_in_any(postgres, "claimed"))
-        await database.refuse()
+        database.refuse()
         database.cut()
         proxy.refuse()
         proxy.cut()
@@ -201,7 +140,7 @@ async def test_it_waits_for_a_database_that_is_not_there_yet(
     postgres: AsyncEngine, broker_url: str, exchange: str
 ) -> None:
     async with way_to(postgres) as (proxy, url):
-        await proxy.refuse()
+        proxy.refuse()
         relay = Relay(url, broker_url, exchange=exchange)
         with pytest.raises(DatabaseUnreachableError):
             await relay.open()
@@ -215,7 +154,7 @@ async def test_it_waits_for_a_broker_that_is_not_there_yet(
     relay = Relay(postgres, proxy.address, exchange=exchange)
     with pytest.raises(BrokerUnreachableError):
         await relay.open()
-    await starts_once(proxy.listen, relay)
+    await starts_once(proxy.open, relay)
 
 
 async def starts_once(there: Callable[[], Awaitable[None]], relay: Relay) -> None:

@@ -59,3 +59,11 @@ async def let_time_pass(engine: AsyncEngine, *seqs: int) -> None:
         over = over.where(outbox.c.seq.in_(seqs))
     async with engine.begin() as connection:
         await connection.execute(over.values(due_at=seconds_from_now(-1.0)))
+
+
+async def is_empty(engine: AsyncEngine) -> bool:
+    return await states(engine) == {}
+
+
+async def is_in(engine: AsyncEngine, seq: int, state: str) -> bool:
+    return (await states(engine)).get(seq) == state

@@ -21,8 +21,8 @@ from evworker.broker.database.schema import make_tables
 from evworker.broker.database.tables import inbox
 from evworker.workers import Context, KillSwitch, Plugin, Retry, Worker
 from tests.databases import own_database
+from tests.proxy import Proxy
 from tests.waiting import eventually
-from tests.workers.proxy import Proxy
 from tests.workers.stage import SOON, OrderPlaced, Stage, running, until_ready
 from tests.workers.transactions.shop import Shop, charge
 
@@ -81,7 +81,7 @@ async def test_what_comes_while_it_is_away_is_held_and_costs_no_attempt(
     # Held, and not paused or retried: neither could bring these to their end.
     plugin = stage.plugin(charge, OrderPlaced, transactional=True, kill_switch=None)
     async with stage.working(plugin, database=wire.url, relay=False) as worker:
-        await wire.refuse()
+        wire.refuse()
         wire.cut()
         for number in range(5):
             await stage.publish(OrderPlaced(order_id=str(number)))
@@ -102,7 +102,7 @@ async def test_a_stop_hands_back_what_is_held(stage: Stage, shop: Shop, wire: Pr
     plugin = stage.plugin(charge, OrderPlaced, transactional=True)
     queue = plugin.consumers[0].queue
     async with stage.working(plugin, database=wire.url, relay=False) as worker:
-        await wire.refuse()
+        wire.refuse()
         wire.cut()
         await stage.publish(OrderPlaced(order_id="42"))
 
@@ -122,7 +122,7 @@ async def test_what_is_held_too_long_is_handed_back(
     await wire.open()
     plugin = stage.plugin(charge, OrderPlaced, transactional=True)
     async with stage.working(plugin, database=wire.url, relay=False) as worker:
-        await wire.refuse()
+        wire.refuse()
         wire.cut()
         await stage.publish(OrderPlaced(order_id="42"))
         await eventually(lambda: worker.counts.handed_back >= 1, timeout_s=30)
