@@ -157,12 +157,19 @@ async def test_arguments_that_nobody_knows_are_no_difference(ch: Channel, new: N
         ),
         ({**QUORUM, "x-max-priority": 5}, "of queue type rabbit_quorum_queue"),
         ({**QUORUM, "x-dead-letter-strategy": "x"}, "invalid_dlx_strategy"),
+        ({"x-max-length": True}, "expected integer, got bool"),
+        ({"x-max-length": None}, "expected integer, got void"),
     ],
 )
 async def test_wrong_arguments(ch: Channel, new: New, arguments: dict[str, Any], told: str) -> None:
     refusal = await ch.refuses(Queue.Declare(queue=new("q"), durable=True, arguments=arguments))
     assert (refusal.scope, refusal.code) == ("channel", 406)
     assert told in refusal.text
+
+
+@pytest.mark.parametrize("limit", [True, "x", 1.5, None])
+async def test_a_delivery_limit_may_be_anything(ch: Channel, new: New, limit: object) -> None:
+    await ch.declare(new("q"), arguments={**QUORUM, "x-delivery-limit": limit})
 
 
 @pytest.mark.parametrize(

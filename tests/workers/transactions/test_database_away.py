@@ -111,7 +111,11 @@ async def test_a_stop_hands_back_what_is_held(stage: Stage, shop: Shop, wire: Pr
 
         await eventually(is_taken)
     assert (worker.counts.handed_back, worker.counts.settled) == (1, 0)
-    assert await stage.waiting_in(queue) == 1
+
+    async def is_back() -> bool:
+        return await stage.waiting_in(queue) == 1
+
+    await eventually(is_back)
 
 
 async def test_what_is_held_too_long_is_handed_back(

@@ -5,8 +5,10 @@ https://www.rabbitmq.com/docs/4.0/queues#optional-arguments
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pamqp.common import FieldTable
 
@@ -16,60 +18,49 @@ _DEFAULT_DELIVERY_LIMIT = 20
 _LONGEST_MS = 1000 * 60 * 60 * 24 * 365 * 10
 
 
-def _whole(value: object) -> str | None:
-    """What is wrong with a number that may be 0."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        return f'"expected integer, got {_type_of(value)}"'
-    return f"{{value_negative,{value}}}" if value < 0 else None
+Check = Callable[[object], str | None]
+"""What is wrong with a value, as RabbitMQ says it, or None."""
 
 
-def _any_number(value: object) -> str | None:
-    return None if not isinstance(value, int) or value >= 0 else _whole(abs(value))
+def _whole(least: int = 0, most: float = math.inf, over: str = "value_too_large") -> Check:
+    def check(value: object) -> str | None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            return f'"expected integer, got {_type_of(value)}"'
+        if value < 0:
+            return f"{{value_negative,{value}}}"
+        if value < least:
+            return "{value_zero,0}"
+        return f"{{{over},{value}}}" if value > most else None
+
+    return check
 
 
-def _milliseconds(value: object) -> str | None:
-    too_much = isinstance(value, int) and value > _LONGEST_MS
-    return _whole(value) or (f"{{value_too_large,{value}}}" if too_much else None)
+def _a(kind: type) -> Check:
+    return lambda value: (
+        None if isinstance(value, kind) else f"{{unacceptable_type,{_type_of(value)}}}"
+    )
 
 
-def _positive(value: object) -> str | None:
-    return _milliseconds(value) or ("{value_zero,0}" if value == 0 else None)
+def _one_of(*known: str, otherwise: str) -> Check:
+    return lambda value: None if value in known else otherwise
 
 
-def _priorities(value: object) -> str | None:
-    too_much = isinstance(value, int) and value > 255
-    return _whole(value) or (f"{{max_value_exceeded,{value}}}" if too_much else None)
-
-
-def _text(value: object) -> str | None:
-    return None if isinstance(value, str) else f"{{unacceptable_type,{_type_of(value)}}}"
-
-
-def _flag(value: object) -> str | None:
-    return None if isinstance(value, bool) else f"{{unacceptable_type,{_type_of(value)}}}"
-
-
-def _overflow(value: object) -> str | None:
-    known = ("drop-head", "reject-publish", "reject-publish-dlx")
-    return None if value in known else "invalid_overflow"
-
-
-def _strategy(value: object) -> str | None:
-    return None if value in ("at-most-once", "at-least-once") else "invalid_dlx_strategy"
-
-
-_CHECKS: Mapping[str, Callable[[object], str | None]] = {
-    "x-message-ttl": _milliseconds,
-    "x-expires": _positive,
-    "x-max-length": _whole,
-    "x-max-length-bytes": _whole,
-    "x-overflow": _overflow,
-    "x-dead-letter-exchange": _text,
-    "x-dead-letter-routing-key": _text,
-    "x-dead-letter-strategy": _strategy,
-    "x-max-priority": _priorities,
-    "x-delivery-limit": _any_number,
-    "x-single-active-consumer": _flag,
+_CHECKS: Mapping[str, Check] = {
+    "x-message-ttl": _whole(most=_LONGEST_MS),
+    "x-expires": _whole(least=1, most=_LONGEST_MS),
+    "x-max-length": _whole(),
+    "x-max-length-bytes": _whole(),
+    "x-overflow": _one_of(
+        "drop-head", "reject-publish", "reject-publish-dlx", otherwise="invalid_overflow"
+    ),
+    "x-dead-letter-exchange": _a(str),
+    "x-dead-letter-routing-key": _a(str),
+    "x-dead-letter-strategy": _one_of(
+        "at-most-once", "at-least-once", otherwise="invalid_dlx_strategy"
+    ),
+    "x-max-priority": _whole(most=255, over="max_value_exceeded"),
+    "x-delivery-limit": lambda _: None,  # RabbitMQ takes whatever it is
+    "x-single-active-consumer": _a(bool),
 }
 _OF_CLASSIC_ONLY = {"x-max-priority"}
 _OF_QUORUM_ONLY = {"x-dead-letter-strategy", "x-delivery-limit"}
@@ -97,7 +88,7 @@ class QueueSettings:
 def read_arguments(arguments: FieldTable, queue: str) -> QueueSettings:
     """Raises Refusal. `queue` is the queue with its virtual host, as refusals name it."""
     kind = arguments.get("x-queue-type", "classic")
-    if (wrong := _text(kind)) is None and kind not in ("classic", "quorum"):
+    if (wrong := _a(str)(kind)) is None and kind not in ("classic", "quorum"):
         wrong = f"\"unsupported queue type '{kind!s}'\""
     if wrong:
         raise _invalid("x-queue-type", queue, f": {wrong}")
@@ -118,48 +109,35 @@ def read_arguments(arguments: FieldTable, queue: str) -> QueueSettings:
     return _settings(arguments, is_quorum=is_quorum)
 
 
-def _settings(arguments: FieldTable, *, is_quorum: bool) -> QueueSettings:
-    def number(name: str) -> int | None:
-        value = arguments.get(name)
-        return value if isinstance(value, int) else None
-
-    def seconds(name: str) -> float | None:
-        value = number(name)
-        return None if value is None else value / 1_000
-
-    def text(name: str) -> str | None:
-        value = arguments.get(name)
-        return value if isinstance(value, str) else None
-
-    overflow = text("x-overflow")
-    exchange = text("x-dead-letter-exchange")
-    limit = number("x-delivery-limit")
+def _settings(checked: Mapping[str, Any], *, is_quorum: bool) -> QueueSettings:
+    overflow = checked.get("x-overflow")
+    exchange = checked.get("x-dead-letter-exchange")
+    limit = checked.get("x-delivery-limit")
+    limit = limit if isinstance(limit, int) else _DEFAULT_DELIVERY_LIMIT
     return QueueSettings(
         is_quorum=is_quorum,
-        message_ttl_s=seconds("x-message-ttl"),
-        expires_s=seconds("x-expires"),
-        max_length=number("x-max-length"),
-        max_length_bytes=number("x-max-length-bytes"),
+        message_ttl_s=_seconds(checked.get("x-message-ttl")),
+        expires_s=_seconds(checked.get("x-expires")),
+        max_length=checked.get("x-max-length"),
+        max_length_bytes=checked.get("x-max-length-bytes"),
         # A quorum queue takes the third kind of overflow for the first.
         rejects_publishes=overflow == "reject-publish"
         or (overflow == "reject-publish-dlx" and not is_quorum),
         dead_letters_rejected=overflow == "reject-publish-dlx" and not is_quorum,
         dead_letter_exchange=exchange,
-        dead_letter_routing_key=text("x-dead-letter-routing-key"),
-        at_least_once=text("x-dead-letter-strategy") == "at-least-once"
+        dead_letter_routing_key=checked.get("x-dead-letter-routing-key"),
+        at_least_once=checked.get("x-dead-letter-strategy") == "at-least-once"
         and exchange is not None
         and overflow == "reject-publish",
-        max_priority=number("x-max-priority") or 0,
-        delivery_limit=_delivery_limit(limit) if is_quorum else None,
-        single_active_consumer=arguments.get("x-single-active-consumer") is True,
+        max_priority=checked.get("x-max-priority", 0),
+        # A negative limit is none at all, from 4.0 on.
+        delivery_limit=limit if is_quorum and limit >= 0 else None,
+        single_active_consumer=checked.get("x-single-active-consumer", False),
     )
 
 
-def _delivery_limit(declared: int | None) -> int | None:
-    """A negative limit is none at all, from 4.0 on."""
-    if declared is None:
-        return _DEFAULT_DELIVERY_LIMIT
-    return None if declared < 0 else declared
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1_000
 
 
 def check_equivalent(declared: FieldTable, current: FieldTable, queue: str) -> None:
@@ -192,7 +170,7 @@ def _shown(value: object, *, plain: bool) -> str:
 def _type_of(value: object) -> str:
     """What RabbitMQ calls the type that a client chose; of a number only the usual one is known."""
     names = {bool: "bool", int: "signedint", str: "longstr", float: "double", dict: "table"}
-    return names.get(type(value), type(value).__name__)
+    return "void" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _invalid(name: str, queue: str, why: str) -> Refusal:

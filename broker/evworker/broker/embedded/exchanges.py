@@ -37,10 +37,10 @@ class Exchange(Generic[Q]):
     title: str
     """The exchange with its virtual host, as refusals name it."""
     kind: str
-    durable: bool
-    auto_delete: bool
-    internal: bool
-    arguments: FieldTable
+    durable: bool = True
+    auto_delete: bool = False
+    internal: bool = False
+    arguments: FieldTable = field(default_factory=dict)
     bindings: dict[tuple[int, str, str], Binding[Q]] = field(default_factory=dict)
     _routes: dict[str, tuple[Q | Exchange[Q], ...]] = field(default_factory=dict)
 

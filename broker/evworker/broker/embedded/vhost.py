@@ -39,15 +39,7 @@ class VirtualHost:
     def __init__(self, name: str, faults: Faults, clock: Clock) -> None:
         self.name = name
         self.exchanges: dict[str, Exchange[Queue]] = {
-            each: Exchange(
-                each,
-                self.title("exchange", each),
-                kind,
-                durable=True,
-                auto_delete=False,
-                internal=False,
-                arguments={},
-            )
+            each: Exchange(each, self.title("exchange", each), kind)
             for each, kind in _PREDECLARED.items()
         }
         self.queues: dict[str, Queue] = {}
