@@ -343,6 +343,15 @@ async def test_closing_a_connection_to_a_broker_that_hangs_ends(
     await connection.close()
 
 
+async def test_nothing_of_it_goes_on_once_it_is_closed(proxy: Proxy) -> None:
+    before = asyncio.all_tasks()
+    async with Connection(proxy.address, name="test") as connection:
+        proxy.cut()
+        assert await works(connection)
+    proxy.cut()
+    await eventually(lambda: asyncio.all_tasks() == before)
+
+
 async def test_closing_while_it_comes_back_ends_at_whichever_moment(proxy: Proxy) -> None:
     for turns in range(60):
         connection = Connection(proxy.address, name="test")

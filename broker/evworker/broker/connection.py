@@ -181,8 +181,10 @@ class Connection:
     async def _supervise(self) -> None:
         while self._link is not None:
             watcher = asyncio.create_task(self._watch_blocked(self._link))
-            await asyncio.wait([self._link.closing])
-            watcher.cancel()
+            try:
+                await asyncio.wait([self._link.closing])
+            finally:
+                watcher.cancel()
             reason = _reason_of(self._link.closing)
             await self._drop()
             log.warning("broker connection lost", connection=self.name, reason=reason)
