@@ -10,7 +10,7 @@ Looked for in this order, and the first that answers is taken:
 
 1. the URLs in EVWORKER_TEST_BROKER_URL (one or several, between commas or spaces),
    EVWORKER_TEST_DATABASE_URL (PostgreSQL) and EVWORKER_TEST_MYSQL_URL (MariaDB or MySQL); a URL
-   that is set and does not answer is an error
+   that is set and does not answer is an error; for the broker `embedded`, which needs no server
 2. the standard local ports, 5672, 5432 and 3306
 3. `docker compose up --wait`, if a Docker engine is running
 4. the distribution's packages, as root on Debian and its kin

@@ -65,6 +65,16 @@ def test_listed_brokers_may_stand_between_commas_and_spaces(
     assert capsys.readouterr().out == f"{services.BROKER_VARIABLE}='{broker_url} {broker_url}'\n"
 
 
+def test_the_embedded_broker_is_not_looked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(services.BROKER_VARIABLE, "embedded")
+    assert services.main(["--need", "broker"]) == 0
+    assert capsys.readouterr().out == f"{services.BROKER_VARIABLE}=embedded\n"
+    (url,) = services.broker_urls()
+    assert broker_version(url) == "4.0.5"
+
+
 def test_a_listed_broker_that_is_absent_is_an_error(
     free_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
