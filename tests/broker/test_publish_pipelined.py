@@ -16,6 +16,7 @@ from evworker.broker import (
     Connection,
     ConnectionLostError,
     Publisher,
+    PublishTimeoutError,
     UnroutableError,
     count_messages,
 )
