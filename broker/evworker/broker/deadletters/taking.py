@@ -11,7 +11,7 @@ import asyncio
 from bisect import bisect_left
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -242,17 +242,15 @@ class Taking:
 
     async def _are_back(self, expected: int) -> tuple[bool, int]:
         # A queue takes letters back in its own time, and may answer a later request before. The
-        # wait ends without them where somebody else takes letters, too.
-        ready = 0
-        try:
-            async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                while True:
-                    ready = (await self._look()).ready
-                    if ready >= expected:
-                        return True, ready
-                    await asyncio.sleep(0.002)
-        except TimeoutError:
-            return False, ready
+        # wait ends without them where somebody else takes letters, too. No look is cut short: its
+        # channel would be closed.
+        loop = asyncio.get_running_loop()
+        end = loop.time() + SETTLE_TIMEOUT_S
+        while (ready := (await self._look()).ready) < expected:
+            if loop.time() >= end:
+                return False, ready
+            await asyncio.sleep(0.002)
+        return True, ready
 
     async def _settled(self) -> None:
         """Wait until the queue has done all that it was told.
@@ -261,12 +259,14 @@ class Taking:
         is closed: letters that were removed would come back.
         """
         pause_s = 0.002
-        with suppress(TimeoutError):
-            # Somebody else who began to read meanwhile counts, too, and is not waited for.
-            async with asyncio.timeout(_SETTLED_WITHIN_S):
-                while self.arrivals and (await self._look()).subscriptions > self._others:
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, 0.1)
+        loop = asyncio.get_running_loop()
+        # Somebody else who began to read meanwhile counts, too, and is not waited for.
+        end = loop.time() + _SETTLED_WITHIN_S
+        while self.arrivals and (await self._look()).subscriptions > self._others:
+            if loop.time() >= end:
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.1)
 
     # The channels
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pamqp import commands
@@ -87,9 +88,8 @@ class Channel:
     # What comes
 
     def on_method(self, method: Frame) -> None:
-        incoming = self._incoming
-        if incoming is not None:
-            self._unexpected(incoming, "method")
+        if self._incoming is not None:
+            self._unexpected(self._incoming, "method")
         if (declare := DECLARING.get(type(method))) is not None:
             answer: Frame | None = declare(self, method)
         elif (handle := self._HANDLERS.get(type(method))) is not None:
@@ -322,7 +322,7 @@ class Channel:
         if tag not in self._unsettled and not (multiple and tag == 0):
             raise Refusal(Code.PRECONDITION_FAILED, f"unknown delivery tag {tag}")
         known = self._unsettled
-        tags = [each for each in known if tag in (0, each) or each < tag] if multiple else [tag]
+        tags = [*takewhile(lambda each: not tag or each <= tag, known)] if multiple else [tag]
         settled = [known.pop(each) for each in tags]
         for each in settled:
             if each.consumer is not None:
