@@ -12,6 +12,8 @@ from tests.cli.command import Command, Result
 from tests.cli.conftest import Exchange
 from tests.conftest import Cleanup
 
+pytestmark = pytest.mark.real_broker("an embedded one is itself a problem to doctor")
+
 WRITTEN = """
     from evworker.broker import Event
     from evworker.workers import Context, Plugin, Retry

@@ -63,6 +63,7 @@ async def test_replay_warns_of_letters_that_an_inbox_has_forgotten(
     assert (replayed.code, replayed.err.count("warning: the oldest of them failed 9d")) == (0, 1)
 
 
+@pytest.mark.real_broker("an embedded one is itself a problem to doctor")
 async def test_doctor_looks_at_the_database_too(evworker: Command, queue: str) -> None:
     nobody = await evworker("doctor", "--json")
     assert (nobody.code, problems(nobody.json)) == (1, [("database", "billing.charge")])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from pamqp import commands
@@ -18,6 +17,7 @@ from evworker.broker.embedded.faults import Fate
 from evworker.broker.embedded.message import Entry, Message
 from evworker.broker.embedded.queues import Consumer, Queue
 from evworker.broker.embedded.refusals import Code, Refusal
+from evworker.broker.embedded.unsettled import Held, Unsettled, give_back
 
 if TYPE_CHECKING:
     from evworker.broker.embedded.connection import Connection
@@ -26,13 +26,6 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """As in RabbitMQ 4.0."""
 
 _SHORTEST_HEADER = 14
-
-
-@dataclass(slots=True)
-class _Unsettled:
-    queue: Queue
-    entry: Entry
-    consumer: Consumer | None
 
 
 @dataclass(slots=True)
@@ -78,7 +71,7 @@ class Channel:
         self._confirms = False
         self._published = 0
         self._delivered = 0
-        self._unsettled: dict[int, _Unsettled] = {}
+        self._unsettled = Unsettled()
         self._prefetch = 0
         self._prefetch_of_all = 0
 
@@ -289,17 +282,15 @@ class Channel:
     ) -> int:
         self._delivered += 1
         if not no_ack:
-            self._unsettled[self._delivered] = _Unsettled(queue, entry, consumer)
-            if consumer is not None:
-                consumer.unsettled += 1
+            self._unsettled.add(self._delivered, Held(queue, entry, consumer))
         return self._delivered
 
     # Settlement
 
     def _on_ack(self, method: Basic.Ack) -> None:
-        settled = self._settled(method.delivery_tag, multiple=method.multiple)
+        settled = self._unsettled.take(method.delivery_tag, multiple=method.multiple)
         lost = self.connection.faults.loses_ack
-        _give_back(each for each in settled if lost(each.queue.name, each.entry))
+        give_back(each for each in settled if lost(each.queue.name, each.entry))
         self._serve(settled)
 
     def _on_nack(self, method: Basic.Nack) -> None:
@@ -309,27 +300,15 @@ class Channel:
         self._settle(method.delivery_tag or 0, multiple=False, requeue=method.requeue)
 
     def _settle(self, tag: int, *, multiple: bool, requeue: bool) -> None:
-        settled = self._settled(tag, multiple=multiple)
+        settled = self._unsettled.take(tag, multiple=multiple)
         if requeue:
-            _give_back(settled)
+            give_back(settled)
         else:
             for each in settled:
                 each.queue.reject(each.entry)
         self._serve(settled)
 
-    def _settled(self, tag: int, *, multiple: bool) -> list[_Unsettled]:
-        """Forget these deliveries, which nobody may settle again."""
-        if tag not in self._unsettled and not (multiple and tag == 0):
-            raise Refusal(Code.PRECONDITION_FAILED, f"unknown delivery tag {tag}")
-        known = self._unsettled
-        tags = [*takewhile(lambda each: not tag or each <= tag, known)] if multiple else [tag]
-        settled = [known.pop(each) for each in tags]
-        for each in settled:
-            if each.consumer is not None:
-                each.consumer.unsettled -= 1
-        return settled
-
-    def _serve(self, settled: Iterable[_Unsettled]) -> None:
+    def _serve(self, settled: Iterable[Held]) -> None:
         """Somebody has room again."""
         if self._prefetch_of_all:
             self.serve_all()
@@ -346,14 +325,14 @@ class Channel:
         if not method.requeue:
             raise Refusal(Code.NOT_IMPLEMENTED, "requeue=false")
         self.send(Basic.RecoverOk())
-        settled = self._settled(0, multiple=True)
-        _give_back(settled)
+        settled = self._unsettled.take(0, multiple=True)
+        give_back(settled)
         self._serve(settled)
 
     @property
     def unsettled(self) -> Iterable[Queue]:
         """The queue of each delivery that nobody has settled yet."""
-        return (each.queue for each in self._unsettled.values())
+        return self._unsettled.queues
 
     # The end
 
@@ -371,7 +350,7 @@ class Channel:
         self.consumers.clear()
         for consumer in gone:
             consumer.queue.remove(consumer)
-        _give_back(self._settled(0, multiple=True))
+        give_back(self._unsettled.take(0, multiple=True))
         for consumer in gone:
             consumer.queue.dispatch()
 
@@ -388,14 +367,6 @@ class Channel:
         commands.Confirm.Select: _on_confirm_select,
         commands.Channel.Flow: _on_flow,
     }
-
-
-def _give_back(settled: Iterable[_Unsettled]) -> None:
-    by_queue: dict[Queue, list[Entry]] = {}
-    for each in settled:
-        by_queue.setdefault(each.queue, []).append(each.entry)
-    for queue, entries in by_queue.items():
-        queue.give_back(entries)
 
 
 def _delivered_content(queue: Queue, entry: Entry) -> Content:
