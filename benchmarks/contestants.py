@@ -11,6 +11,8 @@ CASES = ("consume", "publish", "latency", "relay")
 QUEUE_TYPES = ("classic", "quorum")
 
 C_CONSUMER, C_PUBLISHER = "C ack each", "C window 200"
+C_LIKE_EVWORKER = ("C on evworker's queue", "C on evworker's exchange")
+"""The same client with evworker's work for the broker: its messages, queues and exchange."""
 AIO_PIKA = "aio-pika"
 EVWORKER = "evworker"
 
@@ -64,8 +66,8 @@ class Contestant:
 
     `environment` is where its packages are, or None for the project's own. `worker` consumes,
     `publisher` publishes, `relay` empties an outbox; {python} or {limit}, {case}, {url}, {queue},
-    {messages}, {result} and {body} are filled in there. `rates` are about how many messages a
-    second to expect of each case, which decides how many the first round has.
+    {messages}, {result}, {body} and {envelope} are filled in there. `rates` are about how many
+    messages a second to expect of each case, which decides how many the first round has.
     """
 
     name: str
@@ -111,7 +113,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
         note="librabbitmq, one cumulative ack for every 100 messages",
     ),
     Contestant(
-        "C on evworker's queue",
+        C_LIKE_EVWORKER[0],
         "evworker",
         "limit",
         {"consume": 40_000},
@@ -178,6 +180,14 @@ CONTESTANTS: tuple[Contestant, ...] = (
         ]
         if hasattr(Publisher, "publish_many")
         else []
+    ),
+    Contestant(
+        C_LIKE_EVWORKER[1],
+        "evworker",
+        "limit",
+        {"publish": 12_000},
+        publisher=(*_C, "200", "{envelope}", "{queue}.events", "bench.orders.placed"),
+        note="the same C client, which publishes what evworker does: its messages, to its exchange",
     ),
     Contestant(
         AIO_PIKA,

@@ -1,10 +1,11 @@
 /* The limit: what a client in C does over librabbitmq, with no work in between.
 
        limit consume URL QUEUE MESSAGES RESULT ACK_EVERY
-       limit publish URL QUEUE MESSAGES RESULT WINDOW BODY
+       limit publish URL QUEUE MESSAGES RESULT WINDOW BODY [EXCHANGE KEY]
 
    consume: prefetch 200, an ack for each message, or one cumulative ack for every ACK_EVERY of
-   them. publish: persistent, with confirms, of which at most WINDOW are outstanding.
+   them. publish: persistent, with confirms, of which at most WINDOW are outstanding; with an
+   exchange, what evworker publishes: mandatory, and with all the properties that it sets.
 
    The result is the JSON that the Python peers write, see peers/measured.py. */
 
@@ -115,19 +116,41 @@ static long confirmed_after(amqp_connection_state_t connection, long confirmed) 
     return ack->multiple ? (long)ack->delivery_tag : confirmed + 1;
 }
 
-static void publish(amqp_connection_state_t connection, const char *queue, long messages,
-                    const char *result, long window, const char *body) {
-    amqp_basic_properties_t properties = {
+static amqp_basic_properties_t plain(void) {
+    return (amqp_basic_properties_t){
         ._flags = AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_DELIVERY_MODE_FLAG,
         .content_type = amqp_cstring_bytes("application/json"),
         .delivery_mode = 2,
     };
+}
+
+static amqp_basic_properties_t as_evworker(const char *topic) {
+    const char *id = "01a20af7-0e44-721f-bef8-26d1a2d63168";
+    return (amqp_basic_properties_t){
+        ._flags = AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_HEADERS_FLAG |
+                  AMQP_BASIC_DELIVERY_MODE_FLAG | AMQP_BASIC_CORRELATION_ID_FLAG |
+                  AMQP_BASIC_MESSAGE_ID_FLAG | AMQP_BASIC_TIMESTAMP_FLAG | AMQP_BASIC_TYPE_FLAG |
+                  AMQP_BASIC_APP_ID_FLAG,
+        .content_type = amqp_cstring_bytes("application/cloudevents+json"),
+        .delivery_mode = 2,
+        .correlation_id = amqp_cstring_bytes(id),
+        .message_id = amqp_cstring_bytes(id),
+        .timestamp = time(NULL),
+        .type = amqp_cstring_bytes(topic),
+        .app_id = amqp_cstring_bytes("bench"),
+    };
+}
+
+static void publish(amqp_connection_state_t connection, const char *exchange, const char *key,
+                    long messages, const char *result, long window, const char *body) {
+    amqp_basic_properties_t properties = *exchange ? as_evworker(key) : plain();
     amqp_confirm_select(connection, CHANNEL);
     long confirmed = 0;
     begin();
     for (long sent = 1; sent <= messages; sent++) {
-        if (amqp_basic_publish(connection, CHANNEL, amqp_empty_bytes, amqp_cstring_bytes(queue), 0,
-                               0, &properties, amqp_cstring_bytes(body)))
+        if (amqp_basic_publish(connection, CHANNEL, amqp_cstring_bytes(exchange),
+                               amqp_cstring_bytes(key), *exchange != 0, 0, &properties,
+                               amqp_cstring_bytes(body)))
             refuse("the connection was lost while publishing");
         while (sent - confirmed >= window) confirmed = confirmed_after(connection, confirmed);
     }
@@ -143,7 +166,9 @@ int main(int count, char **arguments) {
     if (strcmp(arguments[1], "consume") == 0)
         consume(connection, queue, messages, result, number);
     else if (count == 8)
-        publish(connection, queue, messages, result, number, arguments[7]);
+        publish(connection, "", queue, messages, result, number, arguments[7]);
+    else if (count == 10)
+        publish(connection, arguments[8], arguments[9], messages, result, number, arguments[7]);
     else
         refuse("publish needs a body");
     amqp_channel_close(connection, CHANNEL, AMQP_REPLY_SUCCESS);

@@ -179,6 +179,7 @@ class Stage:
             "url": self._url,
             "result": result,
             "body": json.dumps(ORDER, separators=(",", ":")),
+            "envelope": self._body_of(contestant.peer, trial.queue),
             **program_of(contestant.environment),
         }
         environment = (
@@ -200,6 +201,11 @@ class Stage:
             yield process
         finally:
             process.end()
+
+    def _body_of(self, peer: str, queue: str) -> str:
+        """What the peer's messages hold, once it has published some."""
+        sample = self._samples.get((peer, queue))
+        return sample[0].body.decode() if sample else ""
 
     def _left(self, queue: str) -> int:
         """How many messages are back in the queue, because their acks did not arrive."""

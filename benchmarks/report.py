@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.contestants import (
     AIO_PIKA,
     C_CONSUMER,
+    C_LIKE_EVWORKER,
     C_PUBLISHER,
     CASES,
     CONTESTANTS,
@@ -174,7 +175,7 @@ def latency_table(heats: Heats) -> list[str]:
 
 def ratio_table(everything: list[Heats]) -> list[str]:
     """evworker beside each: how many times as fast, or of latency how long."""
-    names = [*LIMITS.values(), AIO_PIKA, *TUNED, BY_HAND]
+    names = [*LIMITS.values(), *C_LIKE_EVWORKER, AIO_PIKA, *TUNED, BY_HAND]
     present = [name for name in names if any(name in heats.names for heats in everything)]
     rows = []
     for heats in everything:
