@@ -187,6 +187,43 @@ async def test_what_a_handler_raises_when_its_time_is_up_is_what_is_told(stage: 
     assert failure.error_message == "while cleaning up"
 
 
+async def test_a_time_out_of_its_own_when_its_time_is_up_tells_where_it_was_raised(
+    stage: Stage,
+) -> None:
+    async def charge(event: Any, ctx: Context) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise TimeoutError("as a driver does") from None
+
+    plugin = stage.plugin(charge, OrderPlaced, timeout="50ms")
+    await stage.declare(plugin)
+    await stage.publish(OrderPlaced(order_id="42"))
+    await stage.work(plugin)
+    failure = (await stage.letter(stage.queue("charge"))).failure
+    assert failure.error_type == "evworker.workers.retry.HandlerTimeoutError"
+    assert (failure.frame or "").endswith("charge")
+
+
+async def test_a_handler_that_is_late_and_cancels_its_own_task_is_put_aside_once(
+    stage: Stage,
+) -> None:
+    async def charge(event: OrderPlaced, ctx: Context) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+
+    plugin = stage.plugin(charge, OrderPlaced, timeout="50ms")
+    await stage.declare(plugin)
+    await stage.publish(OrderPlaced(order_id="42"))
+    await stage.work(plugin)
+    assert len(await stage.letters(stage.queue("charge"))) == 1
+
+
 async def test_a_plain_function_runs_beside_the_event_loop(stage: Stage) -> None:
     together = threading.Barrier(3, timeout=20)  # passes only if three run at once
     threads: list[str] = []

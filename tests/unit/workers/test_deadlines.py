@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 
 import pytest
 
@@ -12,6 +13,11 @@ SHORT_S = 0.01
 LONG_S = 60.0
 
 
+class Stubborn(asyncio.Future[None]):
+    def cancel(self, msg: object = None) -> bool:
+        raise RuntimeError("not me")
+
+
 class Attempts:
     """What `Deadlines` is asked for by those who run."""
 
@@ -19,7 +25,7 @@ class Attempts:
         self.loop = asyncio.get_running_loop()
         self.deadlines = Deadlines(timeout_s, self.loop)
 
-    async def run(self, work: asyncio.Future[None], *, began_s_ago: float = 0.0) -> str:
+    async def run(self, work: Awaitable[None], *, began_s_ago: float = 0.0) -> str:
         deadline = self.deadlines.of(self.loop.time() - began_s_ago)
         try:
             with deadline:
@@ -47,6 +53,21 @@ async def test_one_that_has_used_its_time_up_before_it_waits_is_late_at_once() -
     attempts = Attempts(LONG_S)
     never: asyncio.Future[None] = attempts.loop.create_future()
     assert await attempts.run(never, began_s_ago=LONG_S + 1) == "late"
+    # Even where it would wait for no more than its next turn, as with asyncio.timeout.
+    assert await attempts.run(asyncio.sleep(0), began_s_ago=LONG_S + 1) == "late"
+
+
+async def test_one_that_can_not_be_cancelled_costs_no_other_its_deadline() -> None:
+    attempts = Attempts(SHORT_S)
+    told: list[str] = []
+    attempts.loop.set_exception_handler(lambda _, context: told.append(str(context["exception"])))
+    stubborn = Stubborn()
+    first = asyncio.create_task(attempts.run(stubborn))
+    second = asyncio.create_task(attempts.run(attempts.loop.create_future()))
+    assert await second == "late"
+    assert told == ["not me"]
+    stubborn.set_result(None)
+    await first
 
 
 async def test_nothing_times_out_without_a_time_or_after_the_close() -> None:

@@ -39,7 +39,10 @@ class Deadlines:
         """It is to be kept from now on."""
         if deadline.due_at < math.inf:
             self._running[deadline] = None
-            if self._timer is None:
+            if deadline.due_at <= self.loop.time():
+                # A timer would come behind what waits for no more than its next turn.
+                self.loop.call_soon(self._expire)
+            elif self._timer is None:
                 self._timer = self.loop.call_at(deadline.due_at, self._expire)
 
     def end(self, deadline: Deadline) -> None:
@@ -47,15 +50,20 @@ class Deadlines:
         self._running.pop(deadline, None)
 
     def _expire(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         now = self.loop.time()
-        while self._running:
-            deadline = next(iter(self._running))
-            if deadline.due_at > now:  # as a rule: the one that the timer was for has long ended
-                self._timer = self.loop.call_at(deadline.due_at, self._expire)
-                return
-            del self._running[deadline]
-            deadline.expire()
+        try:
+            while self._running:
+                deadline = next(iter(self._running))
+                if deadline.due_at > now:  # as a rule: who the timer was for has long ended
+                    break
+                del self._running[deadline]
+                deadline.expire()
+        finally:  # what a handler awaits may raise when it is cancelled
+            if self._running:
+                self._timer = self.loop.call_at(next(iter(self._running)).due_at, self._expire)
 
 
 class Deadline:

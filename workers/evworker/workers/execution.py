@@ -20,7 +20,6 @@ from evworker.broker import (
     UndecodableError,
     format_duration,
 )
-from evworker.broker.cancellation import forgive_cancellation
 from evworker.broker.failure import message_of
 from evworker.workers.context import Context
 from evworker.workers.deadlines import Deadlines
@@ -183,11 +182,7 @@ class Execution:
             transaction = await inbox.begin(self.consumer, context.envelope, may_wait)
         except InvalidEventError as error:
             return DeadLettered(failure_of(delivery, "invalid", error, consumer=self.consumer.name))
-        except DatabaseUnreachableError:
-            return _HANDED_BACK
-        except asyncio.CancelledError:
-            if not self.stopped:
-                forgive_cancellation()
+        except (DatabaseUnreachableError, asyncio.CancelledError):
             return _HANDED_BACK
         if transaction is None:
             return _DUPLICATE
@@ -203,7 +198,7 @@ class Execution:
         except TimeoutError as error:
             if not deadline.has_expired:
                 raise
-            raise self._late() from error.__cause__
+            raise self._late(error) from error.__cause__
 
     async def _call_in_thread(self, event: Event | AnyEvent, context: Context) -> None:
         call = partial(_outcome_of, self.consumer.handler, event, context)
@@ -218,11 +213,12 @@ class Execution:
     def _thread_ended(self, _thread: asyncio.Future[BaseException | None]) -> None:
         self.running_threads -= 1
 
-    def _late(self) -> HandlerTimeoutError:
+    def _late(self, error: TimeoutError) -> HandlerTimeoutError:
         timeout = format_duration(self.consumer.timeout_s or 0)
-        return HandlerTimeoutError(
+        late = HandlerTimeoutError(
             f"{self.consumer.name} took longer than its timeout of {timeout}"
         )
+        return late.with_traceback(error.__traceback__)
 
     def _succeeded(self) -> Outcome:
         if self.switch is not None:
@@ -231,8 +227,6 @@ class Execution:
 
     def _ended_by(self, error: BaseException, delivery: Delivery) -> Outcome:
         """What comes of an attempt that has raised."""
-        if isinstance(error, asyncio.CancelledError) and not self.stopped:
-            forgive_cancellation()  # the handler's own doing
         if self.stopped:
             return _HANDED_BACK  # whatever error a library has made of the cancellation
         earlier = Failure.from_headers(delivery.headers)
