@@ -106,6 +106,21 @@ async def test_events_come_in_another_order(anywhere: str | None) -> None:
         assert worker.consumed.events == [*orders[::-1], *orders]
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        TestWorker.deliver_twice,
+        TestWorker.crash_before_ack,
+        TestWorker.crash_after_commit,
+        TestWorker.reorder,
+    ],
+)
+async def test_what_was_to_go_wrong_and_did_not_is_told(step: Callable[[TestWorker], None]) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{step.__name__}\(\) .* has not happened"):
+        async with TestWorker(careful, tables=metadata) as worker:
+            step(worker)
+
+
 async def test_an_embedded_broker_has_more_faults() -> None:
     async with TestWorker(careful, tables=metadata) as worker:
         faults = worker.broker.faults
@@ -159,6 +174,48 @@ async def test_what_is_not_is_shown_row_by_row() -> None:
         "the worker crashed after the commit, before the ack:",
         *difference,
     ]
+
+
+class PaymentRefunded(Event, topic="payments.refunded"):
+    order_id: str
+    refund_id: str
+
+
+async def test_a_plugin_is_tried_with_a_crash_at_each_of_its_consumers(
+    anywhere: str | None,
+) -> None:
+    careless = Careless()
+    shop = careless.plugin = Plugin("shop")
+    shop.consumer(OrderPlaced, transactional=True)(pay)
+
+    @shop.consumer(PaymentProcessed)
+    async def book(event: PaymentProcessed, ctx: Context) -> None:
+        async with careless.engine.begin() as connection:
+            await connection.execute(payments.insert().values(order_id="booked"))
+
+    with pytest.raises(AssertionError) as caught:
+        await assert_idempotent(
+            shop, OrderPlaced(order_id="42"), tables=careless.tables, broker=anywhere
+        )
+    told = [line for line in str(caught.value).splitlines() if line.endswith(":")]
+    assert [line for line in told if not line.startswith(" ")] == [
+        "the worker crashed before the commit and the ack of shop.book:",
+        "the worker crashed after the commit, before the ack of shop.book:",
+    ]
+
+
+async def test_what_differs_by_nature_in_an_event_is_left_out() -> None:
+    plugin, numbers = Plugin("p"), count()
+
+    @plugin.consumer(OrderPlaced, transactional=True)
+    async def refund(event: OrderPlaced, ctx: Context) -> None:
+        await ctx.publish(PaymentRefunded(order_id=event.order_id, refund_id=str(next(numbers))))
+
+    order = OrderPlaced(order_id="42")
+    for ignore in ("refund_id", "payments.refunded.refund_id"):
+        await assert_idempotent(plugin, order, ignore=[ignore])
+    with pytest.raises(AssertionError, match=r"PaymentRefunded\(refund_id='\d+'\)"):
+        await assert_idempotent(plugin, order, ignore=["order_id"])
 
 
 async def test_an_error_that_only_misfortune_brings_is_raised_and_says_when() -> None:

@@ -92,6 +92,22 @@ async def test_a_publish_returns_when_the_whole_cascade_is_settled(anywhere: str
         assert [*worker.retried, *worker.dead_letters, *worker.duplicates] == []
 
 
+async def test_records_are_asked_for_by_consumers_that_there_are() -> None:
+    class Till:
+        async def ring(self, event: OrderPlaced, ctx: Context) -> None:
+            await ctx.publish(PaymentProcessed(order_id=event.order_id))
+
+    plugin, till = Plugin("p"), Till()
+    plugin.consumer(OrderPlaced)(till.ring)
+    async with TestWorker(plugin) as worker:
+        await worker.publish(OrderPlaced(order_id="42"))
+        assert len(worker.consumed.by(till.ring)) == 1
+        assert len(worker.published.by(till.ring)) == 1
+        for stranger in ("p.rign", charge):
+            with pytest.raises(ConfigurationError, match=r"it has p\.ring"):
+                worker.dead_letters.by(stranger)
+
+
 async def test_waits_for_another_attempt_pass_at_once(anywhere: str | None) -> None:
     async with TestWorker(shop(), broker=anywhere) as worker:
         await worker.publish(OrderPlaced(order_id="42", fails=2))
@@ -268,6 +284,24 @@ async def test_a_kill_switch_opens_and_its_pause_is_short(anywhere: str | None) 
         await worker.publish_many([OrderPlaced(order_id="1"), OrderPlaced(order_id="2")])
         assert len(worker.consumed) == 2
         assert not worker.dead_letters
+
+
+async def test_a_dependency_that_stays_down_does_not_flood_the_story() -> None:
+    plugin, attempts = Plugin("p"), []
+
+    @plugin.consumer(OrderPlaced, kill_switch=KillSwitch(ConnectionError, failures=1))
+    async def down(event: OrderPlaced, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        raise ConnectionRefusedError
+
+    async with TestWorker(plugin) as worker:
+        await worker.publish(OrderPlaced(order_id="42"), settle=False)
+        while len(attempts) < 3:
+            with pytest.raises(NotSettledError) as caught:
+                await worker.settled(timeout_s=0.1)
+    [_, _, _, line] = str(caught.value).splitlines()
+    assert "p.down: handed back: a kill switch is open, ConnectionRefusedError" in line
+    assert line.endswith(" times)   ◄── not settled")
 
 
 async def test_what_a_test_commits_to_the_outbox_is_relayed(anywhere: str | None) -> None:

@@ -6,7 +6,7 @@ Each way has a world of its own: a broker, a worker, and a database that is made
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from evworker.workers.testing.worker import TestWorker
 
 if TYPE_CHECKING:
     from evworker.workers.testing.databases import Fresh, Tables
+
+Way = Callable[[TestWorker, Sequence[Envelope]], Awaitable[None]]
 
 
 async def _undisturbed(worker: TestWorker, events: Sequence[Envelope]) -> None:
@@ -37,16 +39,16 @@ async def _again(worker: TestWorker, events: Sequence[Envelope]) -> None:
     await worker.publish_many(events)
 
 
-async def _crash_before_ack(worker: TestWorker, events: Sequence[Envelope]) -> None:
-    for event in events:
-        worker.crash_before_ack()
-        await worker.publish(event)
+def _crashing(step: Callable[[TestWorker, str], None], consumer: str) -> Way:
+    async def way(worker: TestWorker, events: Sequence[Envelope]) -> None:
+        due = worker._crashes.due  # noqa: SLF001 - a crash that finds nothing here is no mistake
+        for event in events:
+            if not due:  # else no event has come to this consumer yet
+                step(worker, consumer)
+            await worker.publish(event)
+        due.clear()
 
-
-async def _crash_after_commit(worker: TestWorker, events: Sequence[Envelope]) -> None:
-    for event in events:
-        worker.crash_after_commit()
-        await worker.publish(event)
+    return way
 
 
 async def _reordered(worker: TestWorker, events: Sequence[Envelope]) -> None:
@@ -54,12 +56,17 @@ async def _reordered(worker: TestWorker, events: Sequence[Envelope]) -> None:
     await worker.publish_many(events)
 
 
-_WAYS = {
-    "delivered twice at once": _twice,
-    "delivered again when all was settled": _again,
-    "the worker crashed before the commit and the ack": _crash_before_ack,
-    "the worker crashed after the commit, before the ack": _crash_after_commit,
-}
+def _ways(consumers: Collection[str], *, several_events: bool) -> Iterator[tuple[str, Way]]:
+    """Every bad way, with a crash at each of these consumers."""
+    yield "delivered twice at once", _twice
+    yield "delivered again when all was settled", _again
+    for name in consumers:
+        of = f" of {name}" if len(consumers) > 1 else ""
+        before, after = TestWorker.crash_before_ack, TestWorker.crash_after_commit
+        yield f"the worker crashed before the commit and the ack{of}", _crashing(before, name)
+        yield f"the worker crashed after the commit, before the ack{of}", _crashing(after, name)
+    if several_events:
+        yield "in reverse order", _reordered
 
 
 @dataclass
@@ -69,6 +76,8 @@ class _Left:
     rows: dict[str, Counter[str]] = field(default_factory=dict)
     published: Counter[str] = field(default_factory=Counter)
     dead_letters: Counter[str] = field(default_factory=Counter)
+    consumers: list[str] = field(default_factory=list)
+    """Those that have handled something. Not compared."""
 
     def differences(self, other: _Left) -> Iterator[str]:
         """What the other has left that this one has not, and the other way round."""
@@ -88,15 +97,17 @@ async def assert_idempotent(
 ) -> None:
     """Handle the events once, then in each bad way, and compare what is left each time.
 
-    The ways: delivered twice at once; delivered again later; a crash before the commit; a crash
-    after the commit and before the ack; and, of several events, in reverse order. What is compared
+    The ways: delivered twice at once; delivered again later; at each consumer that handles
+    something, a crash before the commit, and one after the commit and before the ack; and, of
+    several events, in reverse order. What is compared
     are the rows of all tables but evworker's own, the events that were published (each id once,
     since who consumes them tells them by it), and the dead letters.
 
     `handler` is a plugin, or one handler, whose plugin must be in the same module. `tables` makes
     the tables of each SQLite file; on another database `database` is a function that returns an
-    async context manager of an empty one's URL or engine. `ignore` names columns that differ by
-    nature, such as times, as ``column`` or ``table.column``.
+    async context manager of an empty one's URL or engine. `ignore` names what differs by nature,
+    such as times: columns, as ``column`` or ``table.column``, and fields of published events, as
+    ``field`` or ``topic.field``.
 
     Raises AssertionError that shows each way and its differences, and the handler's own error if
     it fails undisturbed.
@@ -106,9 +117,8 @@ async def assert_idempotent(
         raise ConfigurationError("assert_idempotent needs an event to try")
     plugin = handler if isinstance(handler, Plugin) else only(handler)
     envelopes = [Envelope.wrap(event, source="test") for event in events]
-    ways = {**_WAYS, "in reverse order": _reordered} if len(events) > 1 else _WAYS
 
-    async def left_by(way: Callable[..., Any]) -> _Left:
+    async def left_by(way: Way) -> _Left:
         __tracebackhide__ = True
         async with TestWorker(plugin, broker=broker, database=database, tables=tables) as worker:
             await way(worker, envelopes)
@@ -116,7 +126,7 @@ async def assert_idempotent(
 
     undisturbed = await left_by(_undisturbed)
     found = {}
-    for name, way in ways.items():
+    for name, way in _ways(undisturbed.consumers, several_events=len(events) > 1):
         try:
             differences = [*undisturbed.differences(await left_by(way))]
         except AssertionError:
@@ -137,11 +147,14 @@ async def assert_idempotent(
 
 
 async def _left_in(worker: TestWorker, ignore: Collection[str]) -> _Left:
-    left = _Left()
+    left = _Left(
+        consumers=[*dict.fromkeys(one.consumer for one in worker.consumed if one.consumer)]
+    )
     for record in {one.envelope.id: one for one in worker.published}.values():
         if record.cause is not None:
             key = f" key={record.envelope.key!r}" if record.envelope.key else ""
-            left.published[f"{record.topic} {said(record.event)}{key}"] += 1
+            event = said(record.event, ignore=ignore)
+            left.published[f"{record.topic} {event}{key}"] += 1
     for letter in worker.dead_letters:
         left.dead_letters[f"{letter.consumer} {letter.reason}: {type(letter.error).__name__}"] += 1
     if worker.has_database:

@@ -26,7 +26,7 @@ from evworker.workers.outcome import (
     Retried,
     Succeeded,
 )
-from evworker.workers.testing.records import DeliveryRecord, EventRecord, Records
+from evworker.workers.testing.records import DeliveryRecord, EventRecord
 
 
 class Ledger:
@@ -34,8 +34,8 @@ class Ledger:
 
     def __init__(self, consumers: Iterable[Consumer], *, prefix: str) -> None:
         self.consumers = tuple(consumers)
-        self.published: Records[EventRecord] = Records()
-        self.deliveries: Records[DeliveryRecord] = Records()
+        self.published: list[EventRecord] = []
+        self.deliveries: list[DeliveryRecord] = []
         self.owed: Counter[tuple[str, str | None]] = Counter()
         """How often a queue was given an event that has not come to its end, by queue and id."""
         self.ends = 0

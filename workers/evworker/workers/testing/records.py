@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from evworker.broker import Envelope, Event, format_duration
+import msgspec
+
+from evworker.broker import ConfigurationError, Envelope, Event, format_duration
 from evworker.workers.consumer import AnyEvent, Consumer
 
 E = TypeVar("E", bound=Event)
@@ -31,6 +33,11 @@ R = TypeVar("R", bound=Record)
 class Records(list[R], Generic[R]):
     """Records in the order in which they were made: a list, with ways to ask for some of them."""
 
+    def __init__(self, records: Iterable[R], consumers: Sequence[Consumer]) -> None:
+        """`consumers` are those of the worker."""
+        super().__init__(records)
+        self._consumers = consumers
+
     @property
     def events(self) -> list[Event | AnyEvent | None]:
         """The event of each."""
@@ -48,9 +55,16 @@ class Records(list[R], Generic[R]):
     def by(self, consumer: str | Callable[..., Any]) -> Records[R]:
         """Those of one consumer, told by its name or by its handler.
 
-        Of published events: those that its handler caused.
+        Of published events: those that its handler caused. Raises ConfigurationError for what is
+        no consumer of the worker, of which nothing would ever be found.
         """
-        return Records(record for record in self if _is_by(record, consumer))
+        names = [one.name for one in self._consumers if consumer in (one.name, one.handler)]
+        if not names:
+            known = ", ".join(one.name for one in self._consumers)
+            name = getattr(consumer, "__qualname__", consumer)
+            raise ConfigurationError(f"this worker has no consumer {name!r}; it has {known}")
+        found = (record for record in self if _consumer_of(record) in names)
+        return Records(found, self._consumers)
 
 
 @dataclass(eq=False)
@@ -129,9 +143,24 @@ class DeliveryRecord:
                 return f"{self.end}: {self.why}" if self.why else str(self.end)
 
 
-def said(event: Event | AnyEvent) -> str:
-    """The event on one line; only its data, if its type is not known."""
-    return repr(event.data if isinstance(event, AnyEvent) else event)
+def said(event: Event | AnyEvent, *, ignore: Collection[str] = ()) -> str:
+    """The event on one line, without the fields to `ignore`; only its data, if it has no type."""
+
+    def without(fields: Mapping[str, object], topic: str) -> dict[str, object]:
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in ignore and f"{topic}.{name}" not in ignore
+        }
+
+    if isinstance(event, AnyEvent):
+        data = event.data
+        return repr(without(data, event.topic) if isinstance(data, dict) else data)
+    every = msgspec.structs.asdict(event)
+    fields = without(every, event.__topic__)
+    if len(fields) == len(every):
+        return repr(event)
+    return f"{type(event).__name__}({', '.join(f'{name}={fields[name]!r}' for name in fields)})"
 
 
 def told(error: BaseException | None) -> str:
@@ -142,10 +171,6 @@ def told(error: BaseException | None) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _is_by(record: Record, consumer: str | Callable[..., Any]) -> bool:
+def _consumer_of(record: Record) -> str | None:
     delivery = record.cause if isinstance(record, EventRecord) else record
-    if not isinstance(delivery, DeliveryRecord):
-        return False
-    if isinstance(consumer, str):
-        return delivery.consumer == consumer
-    return delivery.declared is not None and delivery.declared.handler is consumer
+    return delivery.consumer if isinstance(delivery, DeliveryRecord) else None

@@ -20,7 +20,7 @@ class Seen:
     @property
     def published(self) -> Records[EventRecord]:
         """All events that the broker has taken, by whomever they were published."""
-        return Records(self._ledger.published)
+        return Records(self._ledger.published, self._ledger.consumers)
 
     @property
     def retried(self) -> Records[DeliveryRecord]:
@@ -45,12 +45,13 @@ class Seen:
     @property
     def deliveries(self) -> Records[DeliveryRecord]:
         """All of them, however they ended, in the order in which they came."""
-        return Records(self._ledger.deliveries)
+        return Records(self._ledger.deliveries, self._ledger.consumers)
 
     @property
     def unrouted(self) -> Records[EventRecord]:
         """The events that no consumer of the worker wants."""
-        return Records(record for record in self._ledger.published if not record.has_consumer)
+        unwanted = (record for record in self._ledger.published if not record.has_consumer)
+        return Records(unwanted, self._ledger.consumers)
 
     @property
     def story(self) -> str:
@@ -58,4 +59,5 @@ class Seen:
         return story(self._ledger)
 
     def _ended(self, end: End) -> Records[DeliveryRecord]:
-        return Records(record for record in self._ledger.deliveries if record.end == end)
+        ended = (record for record in self._ledger.deliveries if record.end == end)
+        return Records(ended, self._ledger.consumers)

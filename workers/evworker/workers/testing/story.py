@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from evworker.workers.testing.ledger import Ledger
 from evworker.workers.testing.records import DeliveryRecord, EventRecord, said
@@ -58,7 +59,7 @@ class _Telling:
                 groups.setdefault(delivery.consumer or delivery.queue, []).append(delivery)
         branch.below += [self._of_deliveries(name, group) for name, group in groups.items()]
         branch.below += [
-            Branch([f"{consumer.name}: has not come to it{_OPEN}"])
+            Branch([f"{consumer.name}: its handler has not begun{_OPEN}"])
             for consumer in self._ledger.still_waits_for(record)
         ]
         if not record.has_consumer:
@@ -67,11 +68,12 @@ class _Telling:
 
     def _of_deliveries(self, name: str, deliveries: Sequence[DeliveryRecord]) -> Branch:
         lines: list[str] = []
-        for delivery in deliveries:
+        for outcome, alike in groupby(delivery.outcome for delivery in deliveries):
             start = f"{name}: " if not lines else " " * (len(name) + 2)
-            is_last = delivery is deliveries[-1]
-            is_open = is_last and delivery.end in (None, "retried", "handed back", "crashed")
-            lines.append(_clipped(start + delivery.outcome) + (_OPEN if is_open else ""))
+            count = len([*alike])
+            lines.append(_clipped(start + outcome) + (f"  ({count} times)" if count > 1 else ""))
+        if deliveries[-1].end in (None, "retried", "handed back", "crashed"):
+            lines[-1] += _OPEN
         caused = [one for one in self._ledger.published if one.cause in deliveries]
         return Branch(lines, [self._of_event(one) for one in caused if id(one) not in self._told])
 

@@ -12,8 +12,8 @@ import inspect
 import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from evworker.broker import ConfigurationError
 from evworker.workers.consumer import Consumer, Next
@@ -40,20 +40,23 @@ class CrashError(BaseException):
     """
 
 
-@dataclass(slots=True)
+Where = Literal["crash_before_ack", "crash_after_commit"]
+
+
 class Crashes:
-    """How often the worker is to crash, and where."""
+    """The crashes that are to come."""
 
-    before_ack: int = 0
-    after_commit: int = 0
+    def __init__(self) -> None:
+        self.due: list[tuple[Where, str | None]] = []
+        """Where, and at which consumer; None for the next, whichever it is."""
 
-    def take_before_ack(self) -> bool:
-        self.before_ack, armed = max(0, self.before_ack - 1), self.before_ack > 0
-        return armed
-
-    def take_after_commit(self) -> bool:
-        self.after_commit, armed = max(0, self.after_commit - 1), self.after_commit > 0
-        return armed
+    def take(self, where: Where, context: Context | None) -> bool:
+        """Whether the worker is to crash here, which it then does."""
+        for name in (context.consumer if context else None, None):
+            if (where, name) in self.due:
+                self.due.remove((where, name))
+                return True
+        return False
 
 
 class WatchedWorker(Worker):
@@ -109,7 +112,7 @@ def _watched_settlement(
             crash = ""
             if isinstance(outcome, Succeeded):
                 worker.wake_relay()
-                if crashes.take_after_commit():
+                if crashes.take("crash_after_commit", current_context.get()):
                     crash = "crashed after the commit, before the ack"
             elif isinstance(outcome, Retried) and isinstance(outcome.failure.error, CrashError):
                 crash = "crashed before the commit and the ack"
@@ -179,7 +182,7 @@ def watched_plugin(
     async def watch(event: Any, context: Context, call_next: Next) -> None:
         ledger.begins(context, event)
         await call_next(event, context)
-        if crashes.take_before_ack():
+        if crashes.take("crash_before_ack", context):
             raise CrashError
 
     def watched(consumer: Consumer) -> Consumer:
@@ -211,7 +214,7 @@ def only(handler: Callable[..., Any]) -> Plugin:
     module = getattr(inspect.unwrap(handler), "__globals__", {})
     for plugin in module.values():
         if isinstance(plugin, Plugin):
-            its_own = [one for one in plugin.consumers if one.handler is handler]
+            its_own = [one for one in plugin.consumers if one.handler == handler]
             if its_own:
                 return _Copy(plugin.name, its_own, plugin.lifespan)
     name = getattr(handler, "__qualname__", repr(handler))

@@ -135,6 +135,7 @@ class TestWorker(Seen):
         async with self._stack:
             if error is None and not self._is_unsettled:
                 await self.settled()
+                self._nothing_is_due()
 
     async def _listen(self, connection: Connection, stack: AsyncExitStack) -> None:
         broker = self._broker
@@ -321,25 +322,39 @@ class TestWorker(Seen):
         """Have the next publish of the test arrive twice, each time under the same id."""
         self._twice = True
 
-    def crash_before_ack(self) -> None:
+    def crash_before_ack(self, consumer: str | None = None) -> None:
         """Let the worker crash when the next handler has returned, before its commit and its ack.
+
+        With a name the next one of this consumer.
 
         Nothing of its transaction stays, and the event is delivered again. Whatever else runs at
         that moment goes on; as it lost its connection too, it is delivered again as well.
         """
-        self._crashes.before_ack += 1
+        self._crashes.due.append(("crash_before_ack", consumer))
 
-    def crash_after_commit(self) -> None:
+    def crash_after_commit(self, consumer: str | None = None) -> None:
         """Let the worker crash when the next handler's work is committed, before the ack.
+
+        With a name the next one of this consumer.
 
         All of it stays, and the event is delivered again. A consumer that is not transactional has
         no commit, and for it this is the same as `crash_before_ack`.
         """
-        self._crashes.after_commit += 1
+        self._crashes.due.append(("crash_after_commit", consumer))
 
     def reorder(self) -> None:
         """Have the events of the next `publish_many` get into each queue in reverse."""
         self._reorder = True
+
+    def _nothing_is_due(self) -> None:
+        """Raises ConfigurationError for a step whose turn never came: nothing was tried."""
+        steps = {"deliver_twice": self._twice, "reorder": self._reorder}
+        due = [where for where, _ in self._crashes.due] + [one for one in steps if steps[one]]
+        if due:
+            raise ConfigurationError(
+                f"{due[0]}() was asked for and has not happened: make the step before the publish "
+                "whose handler succeeds"
+            )
 
     @property
     def broker(self) -> EmbeddedBroker:
