@@ -32,6 +32,7 @@ RAISED = [
     asyncio.CancelledError("the handler's own"),
     SystemExit(3),
     StopIteration(7),
+    GeneratorExit(),
     StopAsyncIteration(),
     TimeoutError("its own"),
     NoExceptionAtAll(),
@@ -63,8 +64,9 @@ async def test_whatever_is_raised_is_a_failed_attempt_and_no_more(
         await eventually(lambda: worker.counts.handled == 1)
     assert seen.attempts == [1, 2, 1]
     failure = (await stage.letter(stage.queue("charge"))).failure
-    # A coroutine can't raise StopIteration; Python itself makes a RuntimeError of it.
-    names = {"StopIteration": "RuntimeError"}
+    # A coroutine can't raise StopIteration; Python itself makes a RuntimeError of it. Nor should it
+    # raise GeneratorExit, which says that it is being closed.
+    names = {"StopIteration": "RuntimeError", "GeneratorExit": "RuntimeError"}
     if kind == "async":
         names["StopAsyncIteration"] = "StopAsyncIteration"
     name = type(error).__name__

@@ -95,3 +95,39 @@ async def test_what_is_no_coroutine_is_awaited_as_it_is() -> None:
     future = asyncio.get_running_loop().create_future()
     assert first_step(future) is future
     future.cancel()
+
+
+async def test_one_that_raises_generator_exit_does_not_close_who_awaits_it() -> None:
+    async def at_once() -> None:
+        raise GeneratorExit
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        raise GeneratorExit
+
+    with pytest.raises(RuntimeError, match="raised GeneratorExit"):
+        first_step(at_once())
+    rest = first_step(later())
+    assert rest is not None
+    with pytest.raises(RuntimeError, match="raised GeneratorExit"):
+        await rest
+
+
+async def test_one_that_is_closed_ends_as_a_coroutine_does() -> None:
+    ended: list[str] = []
+
+    async def call() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("closed")
+
+    async def around() -> None:
+        rest = first_step(call())
+        assert rest is not None
+        await rest
+
+    coroutine = around()
+    coroutine.send(None)
+    coroutine.close()
+    assert ended == ["closed"]

@@ -160,7 +160,10 @@ class Execution:
         if isinstance(transaction, Outcome):
             return transaction
         try:
-            await self._in_time(self._call(event, context), self._loop.time())
+            started_at = self._loop.time()
+            suspended = first_step(self._call(event, context))
+            if suspended is not None:
+                await self._in_time(suspended, started_at)
             await transaction.commit()
         except _NOT_JUDGED:
             raise
