@@ -304,6 +304,23 @@ async def test_a_dependency_that_stays_down_does_not_flood_the_story() -> None:
     assert line.endswith(" times)   ◄── not settled")
 
 
+async def test_a_cascade_without_end_is_told_as_far_as_it_helps(anywhere: str | None) -> None:
+    plugin = Plugin("p")
+
+    @plugin.consumer(OrderPlaced)
+    async def and_another(event: OrderPlaced, ctx: Context) -> None:
+        await ctx.publish(event)
+
+    async with TestWorker(plugin, broker=anywhere) as worker:
+        await worker.publish(OrderPlaced(order_id="42"), settle=False)
+        while len(worker.published) <= 20:
+            with pytest.raises(NotSettledError) as caught:
+                await worker.settled(timeout_s=0.1)
+    told = str(caught.value).splitlines()
+    assert told[2 + 2 * 20].lstrip().startswith("└─ … and ")
+    assert len(told) < 100
+
+
 async def test_what_a_test_commits_to_the_outbox_is_relayed(anywhere: str | None) -> None:
     async with TestWorker(shop(), broker=anywhere, tables=metadata) as worker:
         async with AsyncSession(worker.engine) as session:
@@ -314,6 +331,12 @@ async def test_what_a_test_commits_to_the_outbox_is_relayed(anywhere: str | None
         await worker.settled()
         orders = worker.consumed.by(charge).of(OrderPlaced)
         assert [order.order_id for order in orders] == ["now", "soon", "late"]
+        for number in range(20):  # the last delay is over just while it is looked for
+            async with AsyncSession(worker.engine) as session:
+                await outbox.add(session, OrderPlaced(order_id=str(number)), delay="1d")
+                await session.commit()
+            await worker.settled()
+            assert len(worker.consumed.by(charge)) == 4 + number
 
 
 async def test_a_transactional_consumer_has_its_database(

@@ -7,6 +7,7 @@ ledger is: all that its queues were given must have come to its end.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import ClassVar
@@ -110,21 +111,24 @@ class Tap:
             await channel.queue_bind(self.queue, self._exchange, pattern)
         await channel.queue_bind(self.queue, unrouted_exchange(self._exchange), "")
 
-    async def drain(self, ledger: Ledger) -> bool:
-        """Tell the ledger of all that was published so far; False if the connection was lost."""
+    async def drain(self, ledger: Ledger, until: float) -> bool:
+        """Tell the ledger of all that was published; False if that can't be done.
+
+        The connection was lost, or more and more was published `until` then, by the loop's clock.
+        """
         try:
-            await self._drain(ledger)
+            return await self._drain(ledger, until)
         except BrokerError:
             return False
-        return True
 
-    async def _drain(self, ledger: Ledger) -> None:
+    async def _drain(self, ledger: Ledger, until: float) -> bool:
         channel = await self._opened()
-        while True:
+        loop = asyncio.get_running_loop()
+        while loop.time() < until:
             with broker_errors(f"take from {self.queue!r}"):
                 message = await channel.basic_get(self.queue, no_ack=True, timeout=RPC_TIMEOUT_S)
             if not isinstance(message.delivery, Basic.GetOk):
-                return
+                return True
             topic = message.routing_key or ""
             try:
                 envelope = Envelope.read(message.body, message.header.properties, topic)
@@ -132,6 +136,7 @@ class Tap:
                 ledger.is_published(topic, None)
             else:
                 ledger.is_published(topic, envelope)
+        return False
 
     async def _opened(self) -> AbstractChannel:
         if self._channel is None or self._channel.is_closed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,6 +20,8 @@ from evworker.broker.database.schema import make_tables
 from evworker.broker.database.tables import outbox, utc_now
 
 Fresh = Callable[[], AbstractAsyncContextManager[str | AsyncEngine]]
+_DELAYED = (outbox.c.state == "waiting", outbox.c.attempts == 0)
+
 Tables = MetaData | Callable[[AsyncEngine], Awaitable[Any]]
 
 
@@ -51,19 +54,20 @@ async def open_database(
             yield engine
 
 
-async def skip_delay(engine: AsyncEngine) -> bool:
-    """Have what the outbox is to send next be due now; False if it delays nothing.
+async def first_delayed(engine: AsyncEngine) -> datetime | None:
+    """When the outbox is to send the first of what it delays. What was refused is not delayed."""
+    async with engine.connect() as connection:
+        first: datetime | None = await connection.scalar(
+            select(func.min(outbox.c.due_at)).where(*_DELAYED)
+        )
+    return first
 
-    What the broker has refused waits on.
-    """
-    delayed = (outbox.c.state == "waiting", outbox.c.attempts == 0)
+
+async def skip_delay(engine: AsyncEngine, first: datetime) -> None:
+    """Have what the outbox delays until then be due now."""
     async with engine.begin() as connection:
-        first = await connection.scalar(select(func.min(outbox.c.due_at)).where(*delayed))
-        if first is None:
-            return False
-        due = update(outbox).where(*delayed, outbox.c.due_at <= first)
+        due = update(outbox).where(*_DELAYED, outbox.c.due_at <= first)
         await connection.execute(due.values(due_at=utc_now()))
-    return True
 
 
 async def _make(engine: AsyncEngine, tables: Tables | None) -> None:

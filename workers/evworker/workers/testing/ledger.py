@@ -45,6 +45,9 @@ class Ledger:
             for consumer in self.consumers
             for event_type in consumer.event_types
         }
+        self.deliveries_of: defaultdict[str, list[DeliveryRecord]] = defaultdict(list)
+        """The deliveries by the event's id."""
+        self._known: set[str] = set()
         self._running: dict[Context, DeliveryRecord] = {}
         self._waited_s: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._extra: Counter[str] = Counter()
@@ -67,21 +70,19 @@ class Ledger:
         self.owed.update({(consumer.queue, id) for consumer in wanting})
         if envelope is None:
             return
-        is_known = any(record.envelope.id == envelope.id for record in self.published)
-        if is_known and self._extra[envelope.id]:
+        if envelope.id in self._known and self._extra[envelope.id]:
             self._extra[envelope.id] -= 1
             return
+        self._known.add(envelope.id)
         self.published.append(
             EventRecord(envelope, self._read(envelope), self._cause(envelope), bool(wanting))
         )
 
     def _cause(self, envelope: Envelope) -> DeliveryRecord | None:
         """The delivery whose handler it was: the last of the event that is named as its cause."""
-        of_cause = [
-            record
-            for record in reversed(self.deliveries)
-            if record.envelope is not None and record.envelope.id == envelope.causation_id
-        ]
+        if envelope.causation_id is None:
+            return None
+        of_cause = self.deliveries_of.get(envelope.causation_id, [])[::-1]
         of_source = [
             record
             for record in of_cause
@@ -119,7 +120,7 @@ class Ledger:
         record = self._record(context.queue, context.envelope, context)
         record.event, record.attempt = event, context.attempt
         self._running[context] = record
-        self.deliveries.append(record)
+        self._arrives(record)
 
     def waited_s(self, context: Context) -> float:
         """For how long the event has waited for its attempts, as the policy has it."""
@@ -142,7 +143,7 @@ class Ledger:
                 return  # nobody has seen it
             envelope = context.envelope if context else _envelope_of(delivery)
             record = self._record(delivery.queue, envelope, context)
-            self.deliveries.append(record)
+            self._arrives(record)
         _describe(record, outcome)
         if not delivery.is_live:
             record.end, record.reason = "crashed" if crash else "handed back", None
@@ -151,6 +152,11 @@ class Ledger:
             self.owed[(record.queue, record.envelope.id if record.envelope else None)] -= 1
         if record.end == "dead-lettered":
             self._untold.append(record)
+
+    def _arrives(self, record: DeliveryRecord) -> None:
+        self.deliveries.append(record)
+        if record.envelope is not None:
+            self.deliveries_of[record.envelope.id].append(record)
 
     def _record(
         self, queue: str, envelope: Envelope | None, context: Context | None
@@ -186,11 +192,7 @@ class Ledger:
 
     def still_waits_for(self, published: EventRecord) -> list[Consumer]:
         """The consumers to which the event has not come at all."""
-        seen = {
-            record.queue
-            for record in self.deliveries
-            if record.envelope and record.envelope.id == published.envelope.id
-        }
+        seen = {record.queue for record in self.deliveries_of.get(published.envelope.id, [])}
         return [
             one
             for one in self.consumers

@@ -113,10 +113,11 @@ class DeliveryRecord:
     """Of what was discarded or handed back."""
 
     def __repr__(self) -> str:
-        return f"<{self.consumer or self.queue}: {self._what} {self.outcome}>"
+        return f"<{self.consumer or self.queue}: {self.what} {self.outcome}>"
 
     @property
-    def _what(self) -> str:
+    def what(self) -> str:
+        """The event, in words."""
         if self.envelope is None:
             return "what can't be read"
         if isinstance(self.event, Event):

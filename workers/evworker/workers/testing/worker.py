@@ -31,6 +31,8 @@ from evworker.workers.testing.seen import Seen
 from evworker.workers.testing.watching import Crashes, WatchedWorker, watched_plugin
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from evworker.workers.testing.databases import Fresh, Tables
@@ -40,6 +42,7 @@ DEFAULT_TIMEOUT_S = 5.0
 _SOURCE = "test"
 _EAGER_LOOKS = 50
 _LOOK_AGAIN_S = 0.001
+_LAST_LOOK_S = 0.5
 
 
 class TestWorker(Seen):
@@ -235,12 +238,12 @@ class TestWorker(Seen):
         until = loop.time() + timeout_s
         looks = 0
         self._is_unsettled = False
-        while not await self._is_settled():
+        while not await self._is_settled(until):
             if self._running.done():
                 await self._running
                 raise NotSettledError(f"the worker has stopped\n\n{self.story}")
             if loop.time() > until:
-                await self._tap.drain(self._ledger)
+                await self._tap.drain(self._ledger, loop.time() + _LAST_LOOK_S)
                 self._is_unsettled = True
                 raise NotSettledError(f"not settled within {timeout_s:g} s\n\n{self.story}")
             looks += 1
@@ -252,29 +255,34 @@ class TestWorker(Seen):
                 raise errors[0]
             raise ExceptionGroup(f"{len(errors)} dead letters", errors)
 
-    async def _is_settled(self) -> bool:
+    async def _is_settled(self, until: float) -> bool:
         worker, broker, ledger = self._at_work, self._broker, self._ledger
         if worker.in_process or not broker.is_quiet(worker, ledger):
             return False
         moves = broker.moves(), ledger.ends
+        delayed = await self._first_delayed()  # before it is due, so that it is not missed then
         if not await worker.is_relayed():
             worker.wake_relay()
             return False
-        if not await self._tap.drain(ledger):
+        if not await self._tap.drain(ledger, until):
             return False
         # What the relay has published since the first look has moved, or is there to be seen.
         if worker.in_process or not broker.is_quiet(worker, ledger):
             return False
         if moves != (broker.moves(), ledger.ends) or broker.skip_wait(worker):
             return False
-        return not await self._skip_delay()
+        if delayed is not None:
+            from evworker.workers.testing.databases import skip_delay  # noqa: PLC0415 - SQLAlchemy
 
-    async def _skip_delay(self) -> bool:
+            await skip_delay(self.engine, delayed)
+        return delayed is None
+
+    async def _first_delayed(self) -> datetime | None:
         if self._engine is None:
-            return False
-        from evworker.workers.testing.databases import skip_delay  # noqa: PLC0415 - SQLAlchemy
+            return None
+        from evworker.workers.testing.databases import first_delayed  # noqa: PLC0415 - SQLAlchemy
 
-        return await skip_delay(self._engine)
+        return await first_delayed(self._engine)
 
     @property
     def _at_work(self) -> WatchedWorker:
