@@ -15,13 +15,7 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from evworker.broker import (
-    ConfigurationError,
-    Connection,
-    Envelope,
-    Event,
-    Publisher,
-)
+from evworker.broker import ConfigurationError, Connection, Envelope, Event, Publisher
 from evworker.broker.embedded import EmbeddedBroker
 from evworker.workers.plugin import Plugin, plan_topology
 from evworker.workers.testing.brokers import OwnBroker, SharedBroker, Tap, open_broker, remove
