@@ -27,6 +27,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
@@ -131,9 +132,23 @@ outbox = Table(
     Column("attempts", Integer, nullable=False),
     Column("failed_since", UtcTime),
     Column("last_error", _Long),
-    Index("evworker_outbox_in_order", "state", "seq"),
-    Index("evworker_outbox_by_due_time", "state", "due_at", "seq"),
-    Index("evworker_outbox_by_key", "key", "state", "seq"),
+    # Each row in as few of them as it is looked up by: every entry is written at every step.
+    Index(
+        "evworker_outbox_in_order",
+        "state",
+        "seq",
+        postgresql_where=text("state IN ('ready', 'dead')"),
+    ),
+    Index(
+        "evworker_outbox_by_due_time",
+        "state",
+        "due_at",
+        "seq",
+        postgresql_where=text("due_at IS NOT NULL"),
+    ),
+    Index(
+        "evworker_outbox_by_key", "key", "state", "seq", postgresql_where=text("key IS NOT NULL")
+    ),
 )
 """Events that a transaction has committed and that are to be published.
 
