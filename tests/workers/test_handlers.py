@@ -172,6 +172,7 @@ async def test_a_timeout_may_be_given_up_on(stage: Stage) -> None:
     assert worker.counts.dead_lettered == {"given-up": 1}
     failure = (await stage.letter(stage.queue("charge"))).failure
     assert failure.error_type == "evworker.workers.retry.HandlerTimeoutError"
+    assert (failure.frame or "").endswith("charge"), "where it was when its time was up"
 
 
 async def test_what_a_handler_raises_when_its_time_is_up_is_what_is_told(stage: Stage) -> None:

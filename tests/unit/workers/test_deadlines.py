@@ -13,6 +13,10 @@ SHORT_S = 0.01
 LONG_S = 60.0
 
 
+class LateError(TimeoutError):
+    """What they end with here."""
+
+
 class Stubborn(asyncio.Future[None]):
     def cancel(self, msg: object = None) -> bool:
         raise RuntimeError("not me")
@@ -23,15 +27,14 @@ class Attempts:
 
     def __init__(self, timeout_s: float | None) -> None:
         self.loop = asyncio.get_running_loop()
-        self.deadlines = Deadlines(timeout_s, self.loop)
+        self.deadlines = Deadlines(timeout_s, self.loop, LateError)
 
     async def run(self, work: Awaitable[None], *, began_s_ago: float = 0.0) -> str:
-        deadline = self.deadlines.of(self.loop.time() - began_s_ago)
         try:
-            with deadline:
+            with self.deadlines.of(self.loop.time() - began_s_ago):
                 await work
-        except TimeoutError:
-            return "late" if deadline.has_expired else "raised by itself"
+        except TimeoutError as error:
+            return "late" if isinstance(error, LateError) else "raised by itself"
         return "done"
 
 

@@ -12,14 +12,24 @@ import math
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 
 class Deadlines:
-    """Has those time out that take longer than `timeout_s` seconds; with None, none."""
+    """Has those time out that take longer than `timeout_s` seconds; with None, none.
 
-    def __init__(self, timeout_s: float | None, loop: asyncio.AbstractEventLoop) -> None:
+    `late` makes the error that they end with.
+    """
+
+    def __init__(
+        self,
+        timeout_s: float | None,
+        loop: asyncio.AbstractEventLoop,
+        late: Callable[[], TimeoutError],
+    ) -> None:
         self.loop = loop
+        self.late = late
         self._timeout_s = math.inf if timeout_s is None else timeout_s
         self._running: dict[Deadline, None] = {}
         """In the order in which they are due."""
@@ -67,21 +77,21 @@ class Deadlines:
 
 
 class Deadline:
-    """One attempt's: a context manager that cancels its task and tells that by a TimeoutError.
+    """One attempt's: a context manager that cancels its task, and raises that it was late.
 
     A cancellation by somebody else stays one, as with asyncio.timeout.
     """
 
-    __slots__ = ("_cancelling", "_deadlines", "_task", "due_at", "has_expired")
+    __slots__ = ("_cancelling", "_deadlines", "_has_expired", "_task", "due_at")
 
     def __init__(self, deadlines: Deadlines, due_at: float) -> None:
         self.due_at = due_at
-        self.has_expired = False
+        self._has_expired = False
         self._deadlines = deadlines
 
     def expire(self) -> None:
         """The time is over."""
-        self.has_expired = True
+        self._has_expired = True
         self._task.cancel()
 
     def __enter__(self) -> None:
@@ -97,7 +107,11 @@ class Deadline:
         trace: TracebackType | None,
     ) -> None:
         self._deadlines.end(self)
-        if not self.has_expired or self._task.uncancel() > self._cancelling:
-            return  # in time, or cancelled by somebody else as well
-        if isinstance(error, asyncio.CancelledError):
-            raise TimeoutError from error
+        if not self._has_expired:
+            return
+        is_cancelled_by_others = self._task.uncancel() > self._cancelling
+        if isinstance(error, TimeoutError) or (  # which somebody has made of the cancellation
+            isinstance(error, asyncio.CancelledError) and not is_cancelled_by_others
+        ):
+            # Where the handler was then is what there is to be told.
+            raise self._deadlines.late().with_traceback(trace) from error.__cause__

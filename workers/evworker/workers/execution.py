@@ -89,7 +89,7 @@ class Execution:
         self._inbox = inbox if consumer.transactional else None
         self._stop_asked = stop_asked
         self._loop = asyncio.get_running_loop()
-        self._deadlines = Deadlines(consumer.timeout_s, self._loop)
+        self._deadlines = Deadlines(consumer.timeout_s, self._loop, self._late)
         self._threads: ThreadPoolExecutor | None = None
         if consumer.is_async:
             handler: Next = consumer.handler  # type: ignore[assignment]  # is_async has told
@@ -146,7 +146,8 @@ class Execution:
         self, suspended: Awaitable[None], started_at: float, delivery: Delivery
     ) -> Outcome:
         try:
-            await self._in_time(suspended, started_at)
+            with self._deadlines.of(started_at):
+                await suspended
         except _NOT_JUDGED:
             raise
         except BaseException as error:  # noqa: BLE001 - as above
@@ -163,7 +164,8 @@ class Execution:
             started_at = self._loop.time()
             suspended = first_step(self._call(event, context))
             if suspended is not None:
-                await self._in_time(suspended, started_at)
+                with self._deadlines.of(started_at):
+                    await suspended
             await transaction.commit()
         except _NOT_JUDGED:
             raise
@@ -192,17 +194,6 @@ class Execution:
         context.transaction = transaction
         return transaction
 
-    async def _in_time(self, call: Awaitable[None], started_at: float) -> None:
-        """Raises HandlerTimeoutError for what takes longer than it may."""
-        deadline = self._deadlines.of(started_at)
-        try:
-            with deadline:
-                await call
-        except TimeoutError as error:
-            if not deadline.has_expired:
-                raise
-            raise self._late(error) from error.__cause__
-
     async def _call_in_thread(self, event: Event | AnyEvent, context: Context) -> None:
         call = partial(_outcome_of, self.consumer.handler, event, context)
         self.running_threads += 1
@@ -216,12 +207,11 @@ class Execution:
     def _thread_ended(self, _thread: asyncio.Future[BaseException | None]) -> None:
         self.running_threads -= 1
 
-    def _late(self, error: TimeoutError) -> HandlerTimeoutError:
+    def _late(self) -> HandlerTimeoutError:
         timeout = format_duration(self.consumer.timeout_s or 0)
-        late = HandlerTimeoutError(
+        return HandlerTimeoutError(
             f"{self.consumer.name} took longer than its timeout of {timeout}"
         )
-        return late.with_traceback(error.__traceback__)
 
     def _succeeded(self) -> Outcome:
         if self.switch is not None:

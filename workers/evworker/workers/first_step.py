@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Coroutine, Iterator
 from types import CoroutineType
 from typing import Any
 
@@ -17,37 +17,46 @@ def first_step(call: Awaitable[None]) -> Awaitable[None] | None:
     if not isinstance(call, CoroutineType):
         return call
     try:
-        return _Suspended(call, _step(call.send, None))
+        return _Suspended(call, call.send(None))
     except StopIteration:
         return None
-
-
-def _step(step: Callable[..., object], *told: Any) -> object:  # whatever the awaiting task tells
-    try:
-        return step(*told)
     except GeneratorExit as error:
-        raise RuntimeError("coroutine raised GeneratorExit") from error
+        raise RuntimeError(_RAISED) from error
 
 
-class _Suspended(Generator[Any, Any, None]):
-    """`await call` from its first suspension on, when it has yielded `first`."""
+_RAISED = "coroutine raised GeneratorExit"
+
+
+class _Suspended(Iterator[object]):
+    """`await call` from its first suspension on, when it has yielded `first`.
+
+    Only a task can await it: those send None, and so come by way of `__next__`.
+    """
+
+    __slots__ = ("_call", "_first", "_is_told")
 
     def __init__(self, call: Coroutine[Any, Any, None], first: object) -> None:
         self._call = call
         self._first = first
         self._is_told = False
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Iterator[object]:
         return self
 
-    def send(self, value: object) -> object:
-        if self._is_told:
-            return _step(self._call.send, value)
-        self._is_told = True
-        return self._first
+    def __next__(self) -> object:
+        if not self._is_told:
+            self._is_told = True
+            return self._first
+        try:
+            return self._call.send(None)
+        except GeneratorExit as error:
+            raise RuntimeError(_RAISED) from error
 
     def throw(self, *error: Any) -> object:  # whatever the awaiting task throws
-        return _step(self._call.throw, *error)
+        try:
+            return self._call.throw(*error)
+        except GeneratorExit as raised:
+            raise RuntimeError(_RAISED) from raised
 
     def close(self) -> None:
         self._call.close()

@@ -105,7 +105,9 @@ class Lane:
         """One task of the lane: attempt what waits, one after the other, until the feed closes."""
         while not self._traffic.closing:
             try:
-                delivery, envelope = await self.waiting.take()
+                delivery, envelope = (
+                    self.waiting.take_nowait() if self.waiting else await self.waiting.take()
+                )
                 try:
                     if delivery.is_live:  # else its channel died meanwhile, and it will come again
                         await self.attempt(delivery, envelope)
