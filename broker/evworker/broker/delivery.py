@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import msgspec
 import structlog
 
 from evworker.broker.envelope import Envelope
@@ -44,45 +45,23 @@ class SettlingChannel(Protocol):
         """The broker is to dead-letter the message."""
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False, gc=False):
     """One arrival of one message. It ends acked or handed back, or with its channel.
 
     Its properties are as they came: whoever does not ask for them does not pay for their decoding.
     """
 
-    __slots__ = (
-        "_channel",
-        "_header",
-        "_properties",
-        "_route",
-        "_tag",
-        "_unreadable",
-        "body",
-        "queue",
-        "redelivered",
-    )
-
-    def __init__(
-        self,
-        queue: str,
-        channel: SettlingChannel,
-        *,
-        tag: int,
-        redelivered: bool,
-        route: bytes,
-        header: bytes,
-        body: bytes,
-    ) -> None:
-        """`route` is the exchange and the routing key, each behind its length in one byte."""
-        self.queue = queue
-        self.body = body
-        self.redelivered = redelivered
-        self._channel = channel
-        self._tag = tag
-        self._route = route
-        self._header = header
-        self._properties: spec.Basic.Properties | None = None
-        self._unreadable: str | None = None
+    queue: str
+    _channel: SettlingChannel
+    _tag: int
+    redelivered: bool
+    _route: bytes
+    """The exchange and the routing key, each behind its length in one byte."""
+    _header: bytes
+    """Its content header as it lies on the wire; empty for what aiormq has read."""
+    body: bytes
+    _properties: spec.Basic.Properties | None = None
+    _unreadable: str | None = None
 
     @classmethod
     def of_message(
@@ -90,18 +69,17 @@ class Delivery:
     ) -> Delivery:
         """What aiormq has read."""
         route = (message.exchange or "").encode(), (message.routing_key or "").encode()
-        delivery = cls(
+        return cls(
             queue,
             channel,
             # Only basic.deliver and basic.get-ok get here, and they have a tag.
-            tag=cast("int", cast("spec.Basic.Deliver", message.delivery).delivery_tag),
-            redelivered=bool(message.redelivered),
-            route=b"".join(len(name).to_bytes(1) + name for name in route),
-            header=b"",
-            body=message.body,
+            cast("int", cast("spec.Basic.Deliver", message.delivery).delivery_tag),
+            bool(message.redelivered),
+            b"".join(len(name).to_bytes(1) + name for name in route),
+            b"",
+            message.body,
+            message.header.properties,
         )
-        delivery._properties = message.header.properties
-        return delivery
 
     @property
     def exchange(self) -> str:

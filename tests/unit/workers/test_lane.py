@@ -74,15 +74,7 @@ class Line:
 
     def deliver(self) -> None:
         envelope = Envelope.wrap(Paid(amount=1), source="test")
-        delivery = Delivery(
-            "q",
-            self.channel,
-            tag=1,
-            redelivered=False,
-            route=b"\0\0",
-            header=bytes(14),
-            body=envelope.encode(),
-        )
+        delivery = Delivery("q", self.channel, 1, False, b"\0\0", bytes(14), envelope.encode())
         self.traffic.begin()
         self.lane.waiting.put((delivery, envelope))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Generator, Iterator
 from types import CoroutineType
 from typing import Any
 
@@ -40,8 +40,8 @@ class _Suspended(Iterator[object]):
         self._first = first
         self._is_told = False
 
-    def __await__(self) -> Iterator[object]:
-        return self
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self  # type: ignore[return-value]  # it has what a task calls of one
 
     def __next__(self) -> object:
         if not self._is_told:

@@ -38,6 +38,8 @@ class TappedDeliveries:
         self._is_gathering = False
         self._last = 0
         """The tag of the last delivery: they count up, from 1."""
+        self._route = b""
+        """Its exchange and routing key."""
         tap.tap(channel, self)
 
     def content(self, _index: int, method: bytes, header: bytes, body: bytes) -> None:
@@ -48,23 +50,17 @@ class TappedDeliveries:
             at = 1 + method[0]  # behind the consumer's tag
             tag, redelivered = _tag_and_redelivered(method, at)
             route = method[at + _ROUTE_AFTER_TAG :]
-            is_whole = len(route) == 2 + route[0] + route[1 + route[0]]
+            if route != self._route:  # most come by the one before them came by
+                is_whole = len(route) == 2 + route[0] + route[1 + route[0]]
+                self._route = route if is_whole else b""
         except (LookupError, struct.error) as error:
             raise FrameError("a delivery that is too short") from error
-        if not is_whole or tag != self._last + 1:
+        if not self._route or tag != self._last + 1:
             raise FrameError(f"delivery {tag} behind {self._last}, or one that is not whole")
         self._last = tag
         self._settling.begin(tag)
         self._receive(
-            Delivery(
-                self._queue,
-                self,
-                tag=tag,
-                redelivered=bool(redelivered),
-                route=route,
-                header=header,
-                body=body,
-            )
+            Delivery(self._queue, self, tag, bool(redelivered), self._route, header, body)
         )
 
     def method(self, index: int, arguments: bytes) -> None:

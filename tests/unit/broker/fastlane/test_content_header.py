@@ -73,9 +73,7 @@ def test_changed_ones_are_told_and_not_raised(
 
 def read_or_told(data: bytes) -> None:
     says_structured(data)
-    delivery = Delivery(
-        "q", NoChannel(), tag=1, redelivered=False, route=b"\0\0", header=data, body=b"{}"
-    )
+    delivery = Delivery("q", NoChannel(), 1, False, b"\0\0", data, b"{}")
     assert delivery.header("evw-attempt") is None or delivery.headers
     with suppress(UndecodableError):
         delivery.envelope()
