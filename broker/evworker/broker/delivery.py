@@ -45,7 +45,7 @@ class SettlingChannel(Protocol):
         """The broker is to dead-letter the message."""
 
 
-class Delivery(msgspec.Struct, eq=False, gc=False):
+class Delivery(msgspec.Struct, eq=False):
     """One arrival of one message. It ends acked or handed back, or with its channel.
 
     Its properties are as they came: whoever does not ask for them does not pay for their decoding.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -79,8 +82,18 @@ def read_or_told(data: bytes) -> None:
         delivery.envelope()
 
 
+def test_one_that_its_own_channel_leads_to_is_collected() -> None:
+    channel = NoChannel()
+    channel.waiting = [Delivery("q", channel, 1, False, b"\0\0", bytes(14), b"{}")]
+    left = weakref.ref(channel)
+    del channel
+    gc.collect()
+    assert left() is None
+
+
 class NoChannel:
     is_live = False
+    waiting: Sequence[Delivery] = ()
 
     def ack_at_once(self, tag: int) -> bool:
         return False
