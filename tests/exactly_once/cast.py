@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from evworker.broker import Outbox
 from tests.exactly_once.shop import OrderTaken, orders
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLLED_BACK_SHARE = 0.2
@@ -36,9 +38,12 @@ class Member:
         self._environment = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
         self.log = log
         self._process: asyncio.subprocess.Process | None = None
+        self._told_before = 0
+        """Bytes of the log that are of the processes before this one."""
 
     async def start(self) -> None:
         with self.log.open("ab") as log:
+            self._told_before = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "evworker", *self._arguments),
                 cwd=self.log.parent,
@@ -62,12 +67,17 @@ class Member:
         if self._process is None:
             return 0
         if self._process.returncode is None:
+            # One that was killed a moment ago does not hear it yet.
+            await eventually(self._is_ready, f"{self.log.name} is ready", timeout_s=ENDING_S)
             self._process.send_signal(signal.SIGTERM)
         try:
             return await asyncio.wait_for(self._process.wait(), ENDING_S)
         except TimeoutError:
             told = self.log.read_text()[-4_000:]
             raise AssertionError(f"{self.log.name} does not stop:\n{told}") from None
+
+    def _is_ready(self) -> bool:
+        return re.search(rb"\bready\b", self.log.read_bytes()[self._told_before :]) is not None
 
     async def end(self) -> None:
         if self._process is not None and self._process.returncode is None:
