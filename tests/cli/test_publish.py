@@ -57,12 +57,12 @@ async def test_a_known_type_gives_its_version(
     [
         ('{"order_id": 42}', "Expected `str`, got `int` - at `$.order_id`; nothing was published"),
         ('{"total": 1}', "missing required field `order_id`; nothing was published"),
-        ('{"order_id": "42",}', "DATA is not JSON: column 19: "),
+        ('{"order_id": "42", 1}', "DATA is not JSON: column 20: "),
         ('{"order_id": "42', "DATA is not JSON: column 14: unterminated string"),
         ("", "DATA is empty"),
         ("@nosuch.json", "can't read 'nosuch.json': No such file or directory"),
         ("@latin.json", "latin.json is not UTF-8: byte 0xe9 at line 2, column 6"),
-        ("[" * 5000, "DATA is nested too deeply"),
+        ("[" * 100_000, "DATA is nested too deeply"),
     ],
 )
 async def test_wrong_data_is_one_line_and_nothing_is_sent(

@@ -208,6 +208,21 @@ async def test_a_time_out_of_its_own_when_its_time_is_up_tells_where_it_was_rais
     assert (failure.frame or "").endswith("charge")
 
 
+async def test_one_that_is_late_tells_what_it_was_about_to_mend(stage: Stage) -> None:
+    async def charge(event: Any, ctx: Context) -> None:
+        try:
+            raise OutOfLuckError("the bank is away")
+        except OutOfLuckError:
+            await asyncio.Event().wait()
+
+    plugin = stage.plugin(charge, OrderPlaced, timeout="50ms")
+    await stage.declare(plugin)
+    await stage.publish(OrderPlaced(order_id="42"))
+    await stage.work(plugin)
+    failure = (await stage.letter(stage.queue("charge"))).failure
+    assert "OutOfLuckError: the bank is away" in (failure.traceback or "")
+
+
 async def test_a_handler_that_is_late_and_cancels_its_own_task_is_put_aside_once(
     stage: Stage,
 ) -> None:

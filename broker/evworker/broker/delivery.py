@@ -63,6 +63,9 @@ class Delivery(msgspec.Struct, eq=False):
     _properties: spec.Basic.Properties | None = None
     _unreadable: str | None = None
 
+    def __repr__(self) -> str:
+        return f"<delivery {self._tag} of {self.queue}>"  # and nothing of its body
+
     @classmethod
     def of_message(
         cls, message: DeliveredMessage, queue: str, channel: SettlingChannel

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evworker.broker.database.engine import open_engine
 from evworker.broker.outbox import store as store_room
+from evworker.broker.outbox.operating import dead_rows, outbox_status
 from evworker.broker.outbox.store import OutboxStore, Refusal
 
 ROWS = int(os.environ.get("EVWORKER_TEST_ROWS", "200000"))
@@ -79,6 +80,29 @@ async def test_no_statement_of_a_relay_reads_the_whole_table(
     for statement, plan in plans.items():
         assert "Seq Scan on evworker_outbox" not in plan, f"{statement}\n{plan}"
         assert "Index" in plan
+
+
+async def test_what_is_held_blocked_or_dead_is_found_by_an_index(
+    postgres_url: str, postgres: AsyncEngine
+) -> None:
+    async with postgres.begin() as connection:
+        await connection.execute(text(FILL), {"rows": ROWS})
+        await connection.execute(text("ANALYZE evworker_outbox"))
+    engine = open_engine(postgres_url)
+    plans = explain_all(engine)
+    try:
+        await outbox_status(engine)
+        await dead_rows(engine)
+    finally:
+        await engine.dispose()
+    # The others count all that there is, and read it all.
+    by_index = {told: plans[told] for told in plans if any(word in told for word in WITH_INDEX)}
+    assert len(by_index) == 2 * len(WITH_INDEX), "each is looked at, in both ways"
+    for statement, plan in by_index.items():
+        assert "Seq Scan on evworker_outbox" not in plan, f"{statement}\n{plan}"
+
+
+WITH_INDEX = ("GROUP BY evworker_outbox.claimed_by", "count(DISTINCT", "failed_since")
 
 
 async def use_all_of(store: OutboxStore) -> None:

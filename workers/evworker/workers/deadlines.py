@@ -113,5 +113,7 @@ class Deadline:
         if isinstance(error, TimeoutError) or (  # which somebody has made of the cancellation
             isinstance(error, asyncio.CancelledError) and not is_cancelled_by_others
         ):
-            # Where the handler was then is what there is to be told.
-            raise self._deadlines.late().with_traceback(trace) from error.__cause__
+            # Where the handler was then, and what it was about to mend, is what there is to tell.
+            context = None if error.__suppress_context__ else error.__context__
+            late = self._deadlines.late().with_traceback(trace)
+            raise late from error.__cause__ or context

@@ -85,7 +85,9 @@ class DeadRow:
     body: bytes
 
 
-_TRIED = and_(outbox.c.state == "waiting", outbox.c.attempts > 0)
+# Whatever waits or is claimed is due some time; it is named as the index of those has it.
+_IS_DUE = outbox.c.due_at.is_not(None)
+_TRIED = and_(statements.in_state("waiting"), _IS_DUE, outbox.c.attempts > 0)
 
 
 async def outbox_status(engine: AsyncEngine) -> OutboxStatus:
@@ -96,7 +98,7 @@ async def outbox_status(engine: AsyncEngine) -> OutboxStatus:
         or_(outbox.c.state.in_(("ready", "claimed")), _TRIED)
     )
     blocked = select(func.count(distinct(outbox.c.key))).where(
-        or_(_TRIED, outbox.c.state == "dead")
+        or_(_TRIED, statements.in_state("dead"))
     )
     at_work = (
         select(
@@ -111,7 +113,7 @@ async def outbox_status(engine: AsyncEngine) -> OutboxStatus:
     )
     held = (
         select(outbox.c.claimed_by, func.count(), func.max(outbox.c.due_at))
-        .where(outbox.c.state == "claimed")
+        .where(statements.in_state("claimed"), _IS_DUE)
         .group_by(outbox.c.claimed_by)
         .order_by(outbox.c.claimed_by)
     )
@@ -152,7 +154,7 @@ async def dead_rows(engine: AsyncEngine, *, limit: int = 100) -> list[DeadRow]:
             columns.last_error,
             columns.body,
         )
-        .where(columns.state == "dead")
+        .where(statements.in_state("dead"))
         .order_by(columns.seq)
         .limit(limit)
     )

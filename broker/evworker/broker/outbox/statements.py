@@ -80,7 +80,8 @@ def _from_now(parameter: str) -> seconds_from_now:
     return seconds_from_now(bindparam(parameter, type_=Float))
 
 
-def _is(state: State) -> ColumnElement[bool]:
+def in_state(state: State) -> ColumnElement[bool]:
+    """Whether a row is in this state."""
     return outbox.c.state == _written(state)
 
 
@@ -125,7 +126,7 @@ LOCK_FILE = update(locks).where(locks.c.name == OUTBOX_LOCK).values(name=OUTBOX_
 def _claimable(is_behind_another: ColumnElement[bool]) -> Select[tuple[int, int]]:
     return (
         select(outbox.c.seq, func.length(outbox.c.body))
-        .where(_is("ready"), or_(outbox.c.key.is_(None), ~is_behind_another))
+        .where(in_state("ready"), or_(outbox.c.key.is_(None), ~is_behind_another))
         .order_by(outbox.c.seq)
         .limit(bindparam("most"))
     )
@@ -138,7 +139,7 @@ CLAIMABLE_ON_MYSQL = _claimable(
 )
 CLAIM = (
     _by_its_number(update(outbox))
-    .where(_is("ready"))
+    .where(in_state("ready"))
     .values(
         state="claimed",
         claim=bindparam("token"),
@@ -160,7 +161,7 @@ READ = select(*CLAIMED_ROW).where(_MINE).order_by(outbox.c.seq)
 
 
 # A lease that ends later than any could was given before the clock was set back.
-_TOO_FAR = and_(_is("claimed"), outbox.c.due_at > _from_now("too_far"))
+_TOO_FAR = and_(in_state("claimed"), outbox.c.due_at > _from_now("too_far"))
 
 
 def _due(state: State) -> Subquery:
@@ -168,7 +169,7 @@ def _due(state: State) -> Subquery:
     # keep their order then.
     return (
         select(outbox.c.seq)
-        .where(_is(state), outbox.c.due_at <= utc_now())
+        .where(in_state(state), outbox.c.due_at <= utc_now())
         .order_by(outbox.c.due_at, outbox.c.seq)
         .limit(PROMOTED_AT_ONCE)
         .subquery()
@@ -232,25 +233,25 @@ BURY_OR_BACK_OFF = _REFUSED.values(
 
 
 def _earliest(state: State) -> ColumnElement[datetime | None]:
-    return select(func.min(outbox.c.due_at)).where(_is(state)).scalar_subquery()
+    return select(func.min(outbox.c.due_at)).where(in_state(state)).scalar_subquery()
 
 
 LOOK = select(
     # Not EXISTS: where most rows are ready it would be read off the table itself.
-    select(func.min(outbox.c.seq)).where(_is("ready")).scalar_subquery(),
+    select(func.min(outbox.c.seq)).where(in_state("ready")).scalar_subquery(),
     _earliest("waiting"),
     _earliest("claimed"),
     utc_now(),
 )
 PRUNABLE = (
-    select(outbox.c.seq).where(_is("sent"), outbox.c.due_at <= utc_now()).limit(PRUNED_AT_ONCE)
+    select(outbox.c.seq).where(in_state("sent"), outbox.c.due_at <= utc_now()).limit(PRUNED_AT_ONCE)
 )
-PRUNE = _by_its_number(delete(outbox)).where(_is("sent"))
+PRUNE = _by_its_number(delete(outbox)).where(in_state("sent"))
 
-DEAD = select(outbox.c.seq).where(_is("dead")).order_by(outbox.c.seq)
+DEAD = select(outbox.c.seq).where(in_state("dead")).order_by(outbox.c.seq)
 RETRY = (
     _by_its_number(update(outbox))
-    .where(_is("dead"))
+    .where(in_state("dead"))
     .values(state="ready", attempts=0, failed_since=None, last_error=None, due_at=None)
 )
-DISCARD = _by_its_number(delete(outbox)).where(_is("dead"))
+DISCARD = _by_its_number(delete(outbox)).where(in_state("dead"))
