@@ -11,33 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import msgspec
 
+from benchmarks.peers.evworker_events import OrderPlaced
 from benchmarks.peers.measured import ORDER, PREFETCH, Assignment, publish, run, watch_for
-from evworker.broker import Connection, Event, Publisher, apply_topology
+from evworker.broker import Connection, Publisher, apply_topology
 from evworker.workers import Context, Plugin, Retry, plan_topology
 
 MANY = 5_000
 """How many events are handed to `publish_many` at once."""
-
-
-class Line(msgspec.Struct, frozen=True):
-    sku: str
-    quantity: int
-    price: Decimal
-
-
-class OrderPlaced(Event, topic="bench.orders.placed", version=2):
-    order_id: str
-    customer_id: str
-    currency: str
-    total: Decimal
-    placed_at: datetime
-    lines: list[Line]
 
 
 assignment = Assignment.given()
