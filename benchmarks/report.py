@@ -41,7 +41,7 @@ IN_PACE = 0.95
 TITLES = {
     "consume": "Consume",
     "publish": "Publish, each confirm awaited",
-    "latency": "Latency at 200 messages/s, from publish to handler",
+    "latency": "Latency at 200/s, publish to handler",
     "relay": "Outbox relay on PostgreSQL",
 }
 
