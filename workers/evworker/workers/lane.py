@@ -64,8 +64,9 @@ class Traffic:
 
     def begin(self) -> None:
         """A delivery has come."""
+        if not self.in_process:
+            self.idle.clear()
         self.in_process += 1
-        self.idle.clear()
 
     def end(self) -> None:
         """A delivery is settled, or its channel is gone."""

@@ -14,32 +14,28 @@ class Solitude:
     """One for each worker: all its attempts pass through here."""
 
     def __init__(self) -> None:
+        self.is_wanted = False
+        """Whether something runs alone, or waits to."""
         self._one_alone = asyncio.Lock()
         self._nobody_alone = asyncio.Event()
         self._nobody_alone.set()
         self._nobody = asyncio.Event()
-        self._nobody.set()
+        """Set once nothing runs, while solitude is wanted."""
         self._running = 0
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether something runs alone, or waits to."""
-        return not self._nobody_alone.is_set()
 
     async def nobody_alone(self) -> None:
         """Wait until nothing runs alone or waits to, and what begins at once runs beside others."""
-        while not self._nobody_alone.is_set():
+        while self.is_wanted:
             await self._nobody_alone.wait()
 
     def begin_among_others(self) -> None:
         """Something runs beside others, until `end_among_others`; not while solitude is wanted."""
         self._running += 1
-        self._nobody.clear()
 
     def end_among_others(self) -> None:
         """It has ended."""
         self._running -= 1
-        if not self._running:
+        if self.is_wanted and not self._running:
             self._nobody.set()
 
     @asynccontextmanager
@@ -49,10 +45,14 @@ class Solitude:
         Raises TimeoutError when something still runs after `patience_s`, and lets the others go on.
         """
         async with self._one_alone:
+            self.is_wanted = True
             self._nobody_alone.clear()
+            self._nobody.clear()
             try:
-                async with asyncio.timeout(patience_s):
-                    await self._nobody.wait()
+                if self._running:
+                    async with asyncio.timeout(patience_s):
+                        await self._nobody.wait()
                 yield
             finally:
+                self.is_wanted = False
                 self._nobody_alone.set()
