@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from evworker.broker import Publisher
-
 CASES = ("consume", "publish", "latency", "relay")
 QUEUE_TYPES = ("classic", "quorum")
 
 C_CONSUMER, C_PUBLISHER = "C ack each", "C window 200"
-C_LIKE_EVWORKER = ("C on evworker's queue", "C on evworker's exchange")
+C_LIKE_EVWORKER = ("C on evworker's queue", "C on its plain queue", "C on evworker's exchange")
 """The same client with evworker's work for the broker: its messages, queues and exchange."""
 AIO_PIKA = "aio-pika"
-EVWORKER = "evworker"
+EVWORKER, PUBLISH_MANY = "evworker", "evworker publish_many"
 
 QUICK = (EVWORKER, AIO_PIKA, C_CONSUMER, "C ack every 100", C_PUBLISHER)
 TUNED = ("celery", "celery solo", "dramatiq", "faststream", "taskiq", "pika")
@@ -35,6 +33,11 @@ class Peer:
     exchange_traces: tuple[str, ...] = ()
 
 
+_EVWORKER_LEAVES = Peer(
+    queues=("{queue}", "{queue}.dlq", "{queue}.quarantine", "{queue}.events.unrouted"),
+    exchanges=("{queue}.events", "{queue}.events.unrouted"),
+)
+
 _DELAYS = tuple(f"celery_delayed_{level}" for level in range(28))
 
 PEERS: Mapping[str, Peer] = {
@@ -53,10 +56,8 @@ PEERS: Mapping[str, Peer] = {
     "dramatiq": Peer(queues=("{queue}", "{queue}.DQ", "{queue}.XQ")),
     "faststream": Peer(),
     "taskiq": Peer(queues=("{queue}", "{queue}.dead"), exchanges=("{queue}",)),
-    "evworker": Peer(
-        queues=("{queue}", "{queue}.dlq", "{queue}.quarantine", "{queue}.events.unrouted"),
-        exchanges=("{queue}.events", "{queue}.events.unrouted"),
-    ),
+    "evworker": _EVWORKER_LEAVES,
+    "evworker-plain": _EVWORKER_LEAVES,
 }
 
 
@@ -95,10 +96,14 @@ _TASKIQ = ("{python}", "-m", "taskiq", "worker", "benchmarks.peers.taskiq_app:br
 _TASKIQ_ONE = (*_TASKIQ, "--workers", "1")
 _EVWORKER = ("{python}", "-m", "evworker", "run", "benchmarks.peers.evworker_app:plugin")
 _EVWORKER_QUIET = (*_EVWORKER, "--log-level", "warning")
-_RELAY = ("{python}", "-m", "benchmarks.relay", "--url", "{url}", "--events", "{messages}")
+_RELAY = (
+    *("{python}", "-m", "benchmarks.relay", "--url", "{url}", "--events", "{messages}"),
+    *("--queue-type", "{queue_type}"),
+)
 _DEFAULTS = {"BENCH_DEFAULTS": "1"}
 _UVLOOP = {"BENCH_UVLOOP": "1"}
 _LIBRARY_PATH = {"EVWORKER_FAST_LANE": "0"}
+_PLAIN = {"BENCH_PLAIN": "1"}
 
 CONTESTANTS: tuple[Contestant, ...] = (
     Contestant(
@@ -119,6 +124,15 @@ CONTESTANTS: tuple[Contestant, ...] = (
         {"consume": 40_000},
         worker=(*_C, "100"),
         note="the same C client, which takes what evworker takes: its messages, from its queue",
+    ),
+    Contestant(
+        C_LIKE_EVWORKER[1],
+        "evworker-plain",
+        "limit",
+        {"consume": 40_000},
+        worker=(*_C, "100"),
+        queue_types=("classic",),
+        note="the same, from a classic queue without priorities",
     ),
     Contestant(
         C_PUBLISHER,
@@ -166,23 +180,29 @@ CONTESTANTS: tuple[Contestant, ...] = (
         variables=_LIBRARY_PATH,
         note="EVWORKER_FAST_LANE=0: everything through aiormq",
     ),
-    *(
-        [
-            Contestant(
-                "evworker publish_many",
-                "evworker",
-                None,
-                {"publish": 10_000},
-                publisher=_module("evworker_app"),
-                variables={"BENCH_MANY": "1"},
-                note="5,000 events a call",
-            )
-        ]
-        if hasattr(Publisher, "publish_many")
-        else []
+    Contestant(
+        "evworker plain queue",
+        "evworker-plain",
+        None,
+        {"consume": 20_000},
+        worker=_EVWORKER_QUIET,
+        publisher=_module("evworker_app"),
+        variables=_PLAIN,
+        queue_types=("classic",),
+        note="on a classic queue without priorities, which the others have and it never declares",
     ),
     Contestant(
-        C_LIKE_EVWORKER[1],
+        PUBLISH_MANY,
+        "evworker",
+        None,
+        {"publish": 10_000, "relay": 20_000},
+        publisher=_module("evworker_app"),
+        relay=(*_RELAY, "--side", "publish_many"),
+        variables={"BENCH_MANY": "1"},
+        note="5,000 events a call; beside the relay its events, in one call and without a database",
+    ),
+    Contestant(
+        C_LIKE_EVWORKER[2],
         "evworker",
         "limit",
         {"publish": 12_000},
@@ -321,7 +341,6 @@ CONTESTANTS: tuple[Contestant, ...] = (
         None,
         {"relay": 5_000},
         relay=(*_RELAY, "--side", "by hand"),
-        queue_types=("quorum",),
         note="asyncpg, aio-pika: 500 rows locked, published and deleted in one transaction",
     ),
 )

@@ -25,6 +25,7 @@ from benchmarks.contestants import (
     CASES,
     CONTESTANTS,
     EVWORKER,
+    PUBLISH_MANY,
     QUEUE_TYPES,
     TUNED,
 )
@@ -51,7 +52,7 @@ class Heats:
 
     def __init__(self, run: dict[str, Any], case: str, queue_type: str) -> None:
         self.case = case
-        self.title = TITLES[case] if case == "relay" else f"{TITLES[case]}, {queue_type} queue"
+        self.title = f"{TITLES[case]}, {queue_type} queue"
         self._measured: dict[str, list[dict[str, Any]]] = {}
         for one in run["measurements"]:
             if (one["case"], one["queue_type"]) == (case, queue_type) and "error" not in one:
@@ -132,7 +133,8 @@ def markdown(run: dict[str, Any]) -> str:
 
 def rate_table(heats: Heats) -> list[str]:
     unit = "events/s" if heats.case == "relay" else "messages/s"
-    beside = [BY_HAND] if heats.case == "relay" else [LIMITS[heats.case], AIO_PIKA]
+    of_relay = [BY_HAND, PUBLISH_MANY]
+    beside = of_relay if heats.case == "relay" else [LIMITS[heats.case], AIO_PIKA]
     beside = [name for name in beside if name in heats.names]
     head = ["", unit, "min-max", *(f"x {name}" for name in beside), "CPU µs each", "PSS MiB"]
     return table(
@@ -175,7 +177,7 @@ def latency_table(heats: Heats) -> list[str]:
 
 def ratio_table(everything: list[Heats]) -> list[str]:
     """evworker beside each: how many times as fast, or of latency how long."""
-    names = [*LIMITS.values(), *C_LIKE_EVWORKER, AIO_PIKA, *TUNED, BY_HAND]
+    names = [*LIMITS.values(), *C_LIKE_EVWORKER, AIO_PIKA, *TUNED, BY_HAND, PUBLISH_MANY]
     present = [name for name in names if any(name in heats.names for heats in everything)]
     rows = []
     for heats in everything:

@@ -5,6 +5,7 @@
 
 BENCH_SUSPENDS=1 has the handler give way once, as one does that awaits something.
 BENCH_MANY=1 publishes by `Publisher.publish_many`.
+BENCH_PLAIN=1 makes its classic queue one without priorities, which evworker itself never declares.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 
 from benchmarks.peers.evworker_events import OrderPlaced
 from benchmarks.peers.measured import ORDER, PREFETCH, Assignment, publish, run, watch_for
-from evworker.broker import Connection, Publisher, apply_topology
+from evworker.broker import BrokerVersion, Connection, Publisher, apply_topology, topology
 from evworker.workers import Context, Plugin, Retry, plan_topology
 
 MANY = 5_000
@@ -28,6 +29,18 @@ assignment = Assignment.given()
 watch = watch_for(assignment)
 plugin = Plugin("bench")
 exchange = f"{assignment.queue}.events"
+
+if os.environ.get("BENCH_PLAIN") == "1":
+    arguments_of = topology._work_arguments  # noqa: SLF001 - there is no option for it
+
+    def plain_arguments(
+        name: str, priorities: int | None, version: BrokerVersion
+    ) -> dict[str, str | int]:
+        arguments = arguments_of(name, priorities, version)
+        arguments.pop("x-max-priority", None)
+        return arguments
+
+    topology._work_arguments = plain_arguments  # noqa: SLF001
 
 declared = plugin.consumer(
     OrderPlaced,
@@ -56,8 +69,8 @@ async def main() -> None:
     url = assignment.broker_url
     event = msgspec.convert(ORDER, OrderPlaced)
     async with Connection(url, name="bench") as connection:
-        topology = plan_topology([plugin], exchange=exchange, version=connection.version)
-        await apply_topology(connection, topology)
+        planned = plan_topology([plugin], exchange=exchange, version=connection.version)
+        await apply_topology(connection, planned)
         async with Publisher(connection, exchange=exchange, timeout_s=60) as publisher:
             if os.environ.get("BENCH_MANY") == "1":
                 await publish_many(publisher, event)
