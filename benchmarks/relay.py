@@ -9,7 +9,8 @@
 while `--pending` events wait: it is stopped once it has sent `--events` of them. `by hand` is what
 one writes without a relay: on asyncpg, 500 rows at a time are selected FOR UPDATE SKIP LOCKED,
 published by aio-pika, and deleted once all are confirmed, in one transaction. All go to the same
-kind of queue. Each measurement is a process of its own.
+kind of queue. Each measurement is a process of its own, on the event loop of `evworker outbox
+relay`.
 
 The latency is that of an idle relay: from before a commit to the broker's confirm as the relay has
 seen it, and to the beginning of the publish.
@@ -49,6 +50,7 @@ from evworker.broker.database.engine import open_engine
 from evworker.broker.database.schema import make_tables
 from evworker.broker.outbox.outbox import Outbox
 from evworker.broker.outbox.relay import Relay
+from evworker.cli.event_loop import run_for_long
 from tests.databases import own_database
 
 URL = os.environ.get("EVWORKER_TEST_BROKER_URL", "amqp://guest:guest@127.0.0.1:5672/")
@@ -292,7 +294,7 @@ def main() -> None:
             wrapper_class=structlog.make_filtering_bound_logger("warning"),
             cache_logger_on_first_use=True,
         )
-        result = asyncio.run(measure(arguments))
+        result = run_for_long(measure(arguments))
         if told := os.environ.get("BENCH_RESULT"):  # by benchmarks.run
             usage = session_usage()
             tell(Path(told), result | {"pss_mib": usage.pss_mib, "processes": usage.processes})
