@@ -127,8 +127,8 @@ async def load(stage: Stage, seen: list[int], stop: asyncio.Event) -> int:
     """Publish as much as can be taken; how many that were."""
     published = 0
     while not stop.is_set():
-        await publish(stage, 500, first=published)
-        published += 500
+        events = (OrderPlaced(order_id=str(published + n)) for n in range(AT_MOST_WAITING // 2))
+        published += len(await stage.publisher.publish_many(events))
         await eventually(partial(keeps_up, seen, published - AT_MOST_WAITING), timeout_s=60)
     return published
 
