@@ -248,8 +248,8 @@ class Feed:
     async def _hand_back_waiting(self, *, unsuspected: bool = False) -> None:
         """Hand back what no handler has; with `unsuspected` so that this makes no suspect of it."""
         for lane in self._lanes:
-            while lane.waiting:
-                delivery, envelope = lane.waiting.take_nowait()
+            while lane.waiting.items:
+                delivery, envelope = lane.waiting.items.popleft()
                 if unsuspected and would_be_suspect(delivery, counted=self._counts_returns):
                     self._spawn(self._refuse(delivery, Paused()))
                 else:

@@ -97,6 +97,7 @@ class SwitchState:
     opened_at: float = 0.0
     _spans: deque[_Span] = field(default_factory=deque)
     """The attempts of the window, by when they were made; a fast consumer makes millions."""
+    _span_ends_at: float = 0.0
 
     def succeeded(self, now: float) -> bool:
         """An attempt succeeded; True when that closed the switch."""
@@ -135,10 +136,13 @@ class SwitchState:
             self.state = "probing"
 
     def _remember(self, now: float, *, failed: bool) -> None:
-        spans, window_s = self._spans, self.settings.window_s
-        if not spans or now - spans[-1].began_at > window_s / _SPANS:
+        spans = self._spans
+        if not spans or now > self._span_ends_at:
             spans.append(_Span(now))
+            window_s = self.settings.window_s
+            self._span_ends_at = now + window_s / _SPANS
             while spans[0].began_at < now - window_s:
                 spans.popleft()
-        spans[-1].attempts += 1
-        spans[-1].failures += failed
+        span = spans[-1]
+        span.attempts += 1
+        span.failures += failed

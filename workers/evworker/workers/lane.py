@@ -104,11 +104,10 @@ class Lane:
 
     async def work(self) -> None:
         """One task of the lane: attempt what waits, one after the other, until the feed closes."""
+        items = self.waiting.items
         while not self._traffic.closing:
             try:
-                delivery, envelope = (
-                    self.waiting.take_nowait() if self.waiting else await self.waiting.take()
-                )
+                delivery, envelope = items.popleft() if items else await self.waiting.take()
                 try:
                     if delivery.is_live:  # else its channel died meanwhile, and it will come again
                         await self.attempt(delivery, envelope)

@@ -22,27 +22,21 @@ class WaitingLine(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._items: deque[T] = deque()
+        self.items: deque[T] = deque()
+        """Whoever finds any here may take the first at once."""
         self._sleepers: deque[asyncio.Future[None]] = deque()
         self._waking = 0
         """How many have been woken and have not looked yet."""
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def put(self, item: T) -> None:
         """Put it at the end of the line."""
-        self._items.append(item)
+        self.items.append(item)
         if not self._waking:
             self._wake(1)
 
-    def take_nowait(self) -> T:
-        """The first in the line; raises IndexError without one."""
-        return self._items.popleft()
-
     async def take(self) -> T:
         """The first in the line, once there is one."""
-        while not self._items:
+        while not self.items:
             sleeper = asyncio.get_running_loop().create_future()
             self._sleepers.append(sleeper)
             try:
@@ -55,11 +49,11 @@ class WaitingLine(Generic[T]):
                     self._woken()
                 raise
             self._woken(taking=1)
-        return self._items.popleft()
+        return self.items.popleft()
 
     def _woken(self, *, taking: int = 0) -> None:
         self._waking -= 1
-        left = len(self._items) - taking
+        left = len(self.items) - taking
         if left > 0:
             self._wake(min(left, _WOKEN_BY_EACH))
 
