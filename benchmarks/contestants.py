@@ -206,7 +206,7 @@ CONTESTANTS: tuple[Contestant, ...] = (
         "evworker",
         "limit",
         {"publish": 12_000},
-        publisher=(*_C, "200", "{envelope}", "{queue}.events", "bench.orders.placed"),
+        publisher=(*_C, "200", "{envelope}", "{queue}.events", "orders.placed"),
         note="the same C client, which publishes what evworker does: its messages, to its exchange",
     ),
     Contestant(

@@ -74,7 +74,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 SETTLED_S = 60.0
 
 
-class OrderPlaced(Event, topic="bench.orders.placed", version=2):
+class OrderPlaced(Event, topic="orders.placed", version=2):
     order_id: str
     customer_id: str
     total: float

@@ -71,7 +71,7 @@ ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED
 DELETE = "DELETE FROM evworker_outbox WHERE seq = ANY($1)"
 
 
-class OrderPlaced(Event, topic="bench.orders.placed", version=2):
+class OrderPlaced(Event, topic="orders.placed", version=2):
     """About 300 bytes in its envelope, like most events."""
 
     order_id: str

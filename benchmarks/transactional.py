@@ -58,7 +58,7 @@ pay = insert(payments)
 remember = postgresql.insert(inbox).values(handled_at=utc_now()).on_conflict_do_nothing()
 
 
-class OrderPlaced(Event, topic="bench.orders.placed", version=2):
+class OrderPlaced(Event, topic="orders.placed", version=2):
     """About 300 bytes in its envelope, like most events."""
 
     order_id: str

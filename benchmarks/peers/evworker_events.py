@@ -16,7 +16,7 @@ class Line(msgspec.Struct, frozen=True):
     price: Decimal
 
 
-class OrderPlaced(Event, topic="bench.orders.placed", version=2):
+class OrderPlaced(Event, topic="orders.placed", version=2):
     order_id: str
     customer_id: str
     currency: str

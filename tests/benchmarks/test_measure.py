@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 EVWORKER = next(one for one in CONTESTANTS if one.name == "evworker")
+PLAIN = next(one for one in CONTESTANTS if one.name == "evworker plain queue")
 
 
 @pytest.fixture
@@ -63,6 +64,11 @@ def test_consuming_and_publishing_are_measured(stage: Stage, queue_type: str) ->
         assert result["seconds"] > 0
         assert result["pss_mib"] > 1
         assert result["processes"] == 1
+
+
+def test_what_has_no_option_is_measured(stage: Stage) -> None:
+    result = stage.measure(PLAIN, "consume", "classic", 100)
+    assert (result["messages"], result["left"]) == (100, 0)
 
 
 def test_who_says_nothing_is_ended(broker_url: str) -> None:
