@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -251,6 +252,36 @@ async def test_publishing_from_another_event_loop_is_refused_and_says_what_to_do
         assert "asyncio.run_coroutine_threadsafe" in str(error)
     await publisher.publish(OrderPlaced(order_id="2"))
     assert len(await take(queue)) == 1
+
+
+def test_publishing_from_the_next_event_loop_of_a_thread_is_refused_too(
+    broker_url: str, exchange: str
+) -> None:
+    publisher = Publisher(broker_url, exchange=exchange)
+    with asyncio.Runner() as its_own, asyncio.Runner() as another:
+        its_own.run(publisher.open())
+        error = another.run(refusal(publisher.publish(OrderPlaced(order_id="1"))))
+        assert "not sent, this publisher belongs to another event loop" in str(error)
+        its_own.run(publisher.publish(OrderPlaced(order_id="2")))
+        its_own.run(publisher.close())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+async def test_publishing_from_a_fork_is_refused_too(publisher: Publisher) -> None:
+    """It would write into its parent's connection."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            error = asyncio.run(refusal(publisher.publish(OrderPlaced(order_id="1"))))
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    await asyncio.to_thread(os.waitpid, child, 0)
+    with os.fdopen(reading) as written:
+        assert "not sent, this publisher belongs to another event loop" in written.read()
+    await publisher.publish(OrderPlaced(order_id="2"))
 
 
 async def refusal(publishing: Awaitable[object]) -> Exception:

@@ -13,9 +13,12 @@ might be goes alone, on a channel of its own.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from evworker.broker.channels import close_channel, is_channel_error
 from evworker.broker.declare import apply_topology
@@ -55,7 +58,10 @@ class Sending:
         self._alone = asyncio.Semaphore(_ALONE_AT_ONCE)
         self._closing: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        """The one that publishes, in this thread: no other loop can run there meanwhile."""
+        self._thread = 0
         self._is_closed = False
+        _in_this_process.add(self)
 
     async def open(self) -> None:
         """Declare the exchange and open the shared channel, unless that is done."""
@@ -87,7 +93,8 @@ class Sending:
         The confirm is for `explained`. Raises HeadersError, or PublishError from another event loop
         than before, with nothing sent.
         """
-        if self._loop is not asyncio.get_running_loop():
+        # To ask for the running loop is a system call in Python 3.11.
+        if get_ident() != self._thread or self._loop is None or not self._loop.is_running():
             self._belong_here(message)
         lane = self._lane
         if lane is None or not lane.is_ready or len(message.body) >= _ALONE_FROM_BYTES:
@@ -118,14 +125,17 @@ class Sending:
         return explained(failure, message)
 
     def _belong_here(self, message: Message) -> None:
-        if self._loop is not None:
+        if self._loop not in (None, asyncio.get_running_loop()):
             raise PublishError(
                 f"{message.routing_key} {message.id}: not sent, this publisher belongs to another "
                 "event loop; hand the publish over with asyncio.run_coroutine_threadsafe, or open "
                 "a publisher in this loop"
             )
         if not self._is_closed:
-            self._loop = asyncio.get_running_loop()
+            self._settle_here()
+
+    def _settle_here(self) -> None:
+        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
 
     async def _begin_late(self, message: Message, timeout_s: float) -> Confirm | None:
         """Begin once there is a channel that takes it; None if that is for the library to do."""
@@ -237,7 +247,7 @@ class Sending:
 
     async def _open_channel(self) -> None:
         self._forget()
-        self._loop = asyncio.get_running_loop()
+        self._settle_here()
         await apply_topology(self._connection, events_topology(self._exchange))
         channel = await self._new_channel()
         tap = self._connection.tap_of(channel)
@@ -259,6 +269,19 @@ class Sending:
     def _raise_if_closed(self) -> None:
         if self._is_closed:
             raise BrokerError("the publisher is closed; open it again first")
+
+
+_in_this_process: WeakSet[Sending] = WeakSet()
+
+
+def _disown() -> None:
+    """A fork's copy of a loop seems to run; nothing may be written into the parent's connection."""
+    for sending in _in_this_process:
+        sending._thread = 0  # noqa: SLF001 - this module's own
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown)
 
 
 class _Attempt:

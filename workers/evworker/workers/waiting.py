@@ -25,6 +25,7 @@ class WaitingLine(Generic[T]):
         self.items: deque[T] = deque()
         """Whoever finds any here may take the first at once."""
         self._sleepers: deque[asyncio.Future[None]] = deque()
+        self._loop = asyncio.get_running_loop()
         self._waking = 0
         """How many have been woken and have not looked yet."""
 
@@ -37,7 +38,7 @@ class WaitingLine(Generic[T]):
     async def take(self) -> T:
         """The first in the line, once there is one."""
         while not self.items:
-            sleeper = asyncio.get_running_loop().create_future()
+            sleeper = self._loop.create_future()
             self._sleepers.append(sleeper)
             try:
                 await sleeper
