@@ -66,6 +66,9 @@ class Delivery(msgspec.Struct, eq=False):
     def __repr__(self) -> str:
         return f"<delivery {self._tag} of {self.queue}>"  # and nothing of its body
 
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("queue", self.queue), ("tag", self._tag)]  # as above
+
     @classmethod
     def of_message(
         cls, message: DeliveredMessage, queue: str, channel: SettlingChannel
@@ -123,12 +126,13 @@ class Delivery(msgspec.Struct, eq=False):
         """How often the message came back to its queue unsettled; None where nobody counts.
 
         Quorum queues count, before 4.3 hand-backs as well; classic ones only tell that it happened
-        (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
+        (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling). A count on what is
+        here for the first time is of another queue, where it was before someone moved it.
         """
+        if not self.redelivered:
+            return 0
         count = self.header("x-delivery-count")
-        if isinstance(count, int):
-            return count
-        return None if self.redelivered else 0
+        return count if isinstance(count, int) else None
 
     @property
     def is_live(self) -> bool:

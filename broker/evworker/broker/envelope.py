@@ -212,12 +212,12 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             raise UndecodableError(f"CloudEvents {document.specversion!r} is not read; send 1.0")
         lasting_id = document.id or message_id
         id = lasting_id or new_id()
-        time, version = document.time, document.dataversion
+        version = document.dataversion
         return cls(
             id=id,
             source=document.source or UNKNOWN_SOURCE,
             topic=document.type,
-            time=time if time and time.tzinfo else _aware(time),
+            time=_aware(document.time),
             data=document.content() or b"null",
             version=_version(version) if isinstance(version, str) else version,
             key=document.subject,

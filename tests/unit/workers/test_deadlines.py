@@ -73,6 +73,27 @@ async def test_one_that_can_not_be_cancelled_costs_no_other_its_deadline() -> No
     await first
 
 
+class NoErrorsError(Exception):
+    """A collection of them that is empty, and so false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+async def test_the_error_in_hand_is_told_whatever_it_is_worth_as_a_condition() -> None:
+    attempts = Attempts(SHORT_S)
+
+    async def mend() -> None:
+        try:
+            await attempts.loop.create_future()
+        except asyncio.CancelledError:
+            raise TimeoutError from NoErrorsError()
+
+    with pytest.raises(LateError) as raised, attempts.deadlines.of(attempts.loop.time()):
+        await mend()
+    assert isinstance(raised.value.__cause__, NoErrorsError)
+
+
 async def test_nothing_times_out_without_a_time_or_after_the_close() -> None:
     untimed, closed = Attempts(None), Attempts(SHORT_S)
     timed = Attempts(SHORT_S * 2)

@@ -114,6 +114,5 @@ class Deadline:
             isinstance(error, asyncio.CancelledError) and not is_cancelled_by_others
         ):
             # Where the handler was then, and what it was about to mend, is what there is to tell.
-            context = None if error.__suppress_context__ else error.__context__
             late = self._deadlines.late().with_traceback(trace)
-            raise late from error.__cause__ or context
+            raise late from error.__cause__ if error.__suppress_context__ else error.__context__

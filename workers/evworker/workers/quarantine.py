@@ -48,13 +48,13 @@ _LONGEST_PATIENCE_S = 600.0
 def is_suspect(delivery: Delivery, *, counted: bool) -> bool:
     """Whether the message has come back so often that it should run alone.
 
-    `counted` says whether its queue counts. If not, or if it is here for the first time, a count on
-    it is of another queue, where it was before someone moved it.
+    `counted` says whether its queue counts. If not, a count on it is of another queue, where it was
+    before someone moved it.
     """
-    if not delivery.redelivered:
-        return False
     returns = delivery.returns if counted else None
-    return returns is None or returns >= SUSPECT_RETURNS
+    if returns is None:
+        return delivery.redelivered
+    return returns >= SUSPECT_RETURNS
 
 
 def would_be_suspect(delivery: Delivery, *, counted: bool) -> bool:

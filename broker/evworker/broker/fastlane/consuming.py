@@ -38,7 +38,7 @@ class TappedDeliveries:
         self._is_gathering = False
         self._last = 0
         """The tag of the last delivery: they count up, from 1."""
-        self._route = b""
+        self._route: bytes | None = None
         """Its exchange and routing key."""
         tap.tap(channel, self)
 
@@ -51,17 +51,16 @@ class TappedDeliveries:
             tag, redelivered = _tag_and_redelivered(method, at)
             route = method[at + _ROUTE_AFTER_TAG :]
             if route != self._route:  # most come by the one before them came by
-                is_whole = len(route) == 2 + route[0] + route[1 + route[0]]
-                self._route = route if is_whole else b""
+                if len(route) != 2 + route[0] + route[1 + route[0]]:
+                    raise FrameError("a delivery whose exchange and routing key do not fill it")
+                self._route = route
         except (LookupError, struct.error) as error:
             raise FrameError("a delivery that is too short") from error
-        if not self._route or tag != self._last + 1:
-            raise FrameError(f"delivery {tag} behind {self._last}, or one that is not whole")
+        if tag != self._last + 1:
+            raise FrameError(f"delivery {tag} behind {self._last}")
         self._last = tag
         self._settling.begin(tag)
-        self._receive(
-            Delivery(self._queue, self, tag, bool(redelivered), self._route, header, body)
-        )
+        self._receive(Delivery(self._queue, self, tag, bool(redelivered), route, header, body))
 
     def method(self, index: int, arguments: bytes) -> None:
         """Never called: there is none without a content among those that are tapped."""

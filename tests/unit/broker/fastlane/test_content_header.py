@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands, frame, header
+from rich.pretty import pretty_repr
 
 from evworker.broker import UndecodableError, tolerance
 from evworker.broker.delivery import Delivery
@@ -89,6 +90,11 @@ def test_one_that_its_own_channel_leads_to_is_collected() -> None:
     del channel
     gc.collect()
     assert left() is None
+
+
+def test_nothing_of_a_body_is_in_a_traceback() -> None:
+    delivery = Delivery("q", NoChannel(), 1, False, b"\0\0", bytes(14), b"a password")
+    assert "password" not in repr(delivery) + pretty_repr(delivery)
 
 
 class NoChannel:
