@@ -327,7 +327,11 @@ async def test_a_stop_while_the_queue_is_being_paused_loses_no_ack(
             wire.flow()
             may_end.set()
     assert worker.counts.handled == 1
-    assert await stage.waiting_in(stage.queue("charge")) == 1
+
+    async def is_back() -> bool:
+        return await stage.waiting_in(stage.queue("charge")) == 1
+
+    await eventually(is_back, "the broker to take back what was not settled")
 
 
 async def test_a_handler_that_cancels_its_own_task_is_put_aside_as_others_are(stage: Stage) -> None:
