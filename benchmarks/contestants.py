@@ -202,6 +202,22 @@ CONTESTANTS: tuple[Contestant, ...] = (
         note="5,000 events a call; beside the relay its events, in one call and without a database",
     ),
     Contestant(
+        "C with properties",
+        "plain",
+        "limit",
+        {"publish": 12_000},
+        publisher=(*_C, "200", "{body}", "", "{queue}"),
+        note="as C window 200, with the properties of evworker's messages, which have an id",
+    ),
+    Contestant(
+        "C past the exchange",
+        "evworker",
+        "limit",
+        {"publish": 12_000},
+        publisher=(*_C, "200", "{envelope}", "", "{queue}"),
+        note="as C on evworker's exchange, but straight to its queue by the default exchange",
+    ),
+    Contestant(
         C_LIKE_EVWORKER[2],
         "evworker",
         "limit",

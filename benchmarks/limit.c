@@ -4,8 +4,9 @@
        limit publish URL QUEUE MESSAGES RESULT WINDOW BODY [EXCHANGE KEY]
 
    consume: prefetch 200, an ack for each message, or one cumulative ack for every ACK_EVERY of
-   them. publish: persistent, with confirms, of which at most WINDOW are outstanding; with an
-   exchange, what evworker publishes: mandatory, and with all the properties that it sets.
+   them. publish: persistent, with confirms, of which at most WINDOW are outstanding; to QUEUE by
+   the default exchange or, with an EXCHANGE and a KEY, as evworker publishes: mandatory, and with
+   all the properties that it sets. The default exchange is "" there.
 
    The result is the JSON that the Python peers write, see peers/measured.py. */
 
@@ -142,14 +143,15 @@ static amqp_basic_properties_t as_evworker(const char *topic) {
 }
 
 static void publish(amqp_connection_state_t connection, const char *exchange, const char *key,
-                    long messages, const char *result, long window, const char *body) {
-    amqp_basic_properties_t properties = *exchange ? as_evworker(key) : plain();
+                    int like_evworker, long messages, const char *result, long window,
+                    const char *body) {
+    amqp_basic_properties_t properties = like_evworker ? as_evworker(key) : plain();
     amqp_confirm_select(connection, CHANNEL);
     long confirmed = 0;
     begin();
     for (long sent = 1; sent <= messages; sent++) {
         if (amqp_basic_publish(connection, CHANNEL, amqp_cstring_bytes(exchange),
-                               amqp_cstring_bytes(key), *exchange != 0, 0, &properties,
+                               amqp_cstring_bytes(key), like_evworker, 0, &properties,
                                amqp_cstring_bytes(body)))
             refuse("the connection was lost while publishing");
         while (sent - confirmed >= window) confirmed = confirmed_after(connection, confirmed);
@@ -166,9 +168,9 @@ int main(int count, char **arguments) {
     if (strcmp(arguments[1], "consume") == 0)
         consume(connection, queue, messages, result, number);
     else if (count == 8)
-        publish(connection, "", queue, messages, result, number, arguments[7]);
+        publish(connection, "", queue, 0, messages, result, number, arguments[7]);
     else if (count == 10)
-        publish(connection, arguments[8], arguments[9], messages, result, number, arguments[7]);
+        publish(connection, arguments[8], arguments[9], 1, messages, result, number, arguments[7]);
     else
         refuse("publish needs a body");
     amqp_channel_close(connection, CHANNEL, AMQP_REPLY_SUCCESS);
