@@ -105,7 +105,7 @@ async def test_a_count_of_another_queue_makes_no_suspect(stage: Stage) -> None:
 
     plugin = stage.plugin(handle, OrderPlaced)
     await stage.declare(plugin)
-    # As of a message that someone has moved here; RabbitMQ 3.10 puts its own count over it.
+    # As of a message that someone has moved here from another quorum queue.
     headers = {"x-delivery-count": 5}
     await stage.send(b'{"order_id": "1"}', headers=headers, message_id="x")
     async with stage.working(plugin) as worker:
